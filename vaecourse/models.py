@@ -1,0 +1,458 @@
+"""Networks that emit the parameters of a distribution, and the linear model whose every integral is known.
+
+A model holds a `likelihoods.Likelihood` and leaves to it what its output
+means; losses live in `objectives`, training in `training`.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, distributions, nn
+
+from vaecourse.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
+
+
+def mlp(dims: Sequence[int], *, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Multi-layer perceptron with an activation between, but not after, its linear layers.
+
+    Parameters
+    ----------
+    dims : sequence of int
+        Input dimension, hidden dimensions, output dimension; at least two numbers.
+    activation : type of nn.Module
+        Class of the activation.
+
+    Returns
+    -------
+    nn.Sequential
+        Maps (..., dims[0]) to (..., dims[-1]).
+
+    Raises
+    ------
+    ValueError
+        If fewer than two dimensions are given or one is not positive.
+
+    Examples
+    --------
+    >>> [type(layer).__name__ for layer in mlp([784, 400, 20])]
+    ['Linear', 'ReLU', 'Linear']
+    """
+    if len(dims) < 2 or min(dims) < 1:
+        raise ValueError(f"dims must hold input and output dimension, all positive, got {list(dims)}")
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in itertools.pairwise(dims):
+        layers += [nn.Linear(fan_in, fan_out), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+class GaussianRegressor(nn.Module):
+    """Regression as a likelihood: a network for the location, and a Gaussian around it.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Maps (batch, input_dim) to (batch, output_dim * likelihood.num_params).
+    likelihood : GaussianLikelihood, optional
+        Says how the scale is set; a unit scale if left out.
+
+    Examples
+    --------
+    >>> regressor = GaussianRegressor(mlp([1, 1]), GaussianLikelihood("learned"))
+    >>> regressor.loss(torch.zeros(4, 1), torch.ones(4, 1)).shape
+    torch.Size([])
+    """
+
+    def __init__(self, network: nn.Module, likelihood: GaussianLikelihood | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.likelihood = GaussianLikelihood() if likelihood is None else likelihood
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Parameters of the Gaussian of y at each input: (batch, input_dim) to (batch, ...)."""
+        params: Tensor = self.network(x)
+        return params
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Mean negative log-likelihood, in nats per example.
+
+        Parameters
+        ----------
+        x : Tensor, shape (batch, input_dim)
+            Inputs.
+        y : Tensor, shape (batch, output_dim)
+            Targets.
+
+        Returns
+        -------
+        Tensor, shape ()
+            Nats per example: summed over output dimensions, averaged over the batch.
+        """
+        return self.likelihood.nll(y, self(x)).mean()
+
+
+class Encoder(nn.Module):
+    """Network for the approximate posterior q(z|x), a diagonal Gaussian.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Maps (batch, data_dim) to (batch, 2 * latent_dim).
+
+    Examples
+    --------
+    >>> loc, log_scale = Encoder(mlp([784, 2 * 20]))(torch.zeros(5, 784))
+    >>> loc.shape, log_scale.shape
+    (torch.Size([5, 20]), torch.Size([5, 20]))
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and log standard deviation of q(z|x), each (batch, latent_dim)."""
+        loc, log_scale = self.network(x).chunk(2, dim=-1)  # (batch, 2 K) -> (batch, K), (batch, K)
+        return loc, log_scale
+
+
+class Decoder(nn.Module):
+    """Network for the parameters of the likelihood p(x|z).
+
+    Parameters
+    ----------
+    network : nn.Module
+        Maps (..., latent_dim) to (..., data_dim * likelihood.num_params).
+
+    Examples
+    --------
+    >>> Decoder(mlp([20, 784]))(torch.zeros(5, 20)).shape
+    torch.Size([5, 784])
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Likelihood parameters, (..., data_dim * num_params), for latents (..., latent_dim)."""
+        params: Tensor = self.network(z)
+        return params
+
+
+class VAE(nn.Module):
+    """Variational autoencoder: encoder, decoder, and an exchangeable likelihood.
+
+    The prior is the standard normal.  ``latent_dim`` is read off the encoder's output.
+
+    Parameters
+    ----------
+    encoder : nn.Module
+        Maps data (batch, data_dim) to ``loc`` and ``log_scale`` of q(z|x), each (batch, latent_dim).
+    decoder : nn.Module
+        Maps latents (..., latent_dim) to the likelihood's parameters.
+    likelihood : Likelihood
+        What the decoder's output means.
+
+    References
+    ----------
+    Kingma and Welling, Auto-Encoding Variational Bayes (2014).
+
+    Examples
+    --------
+    >>> vae = mlp_vae(784, 20)
+    >>> vae.posterior(torch.zeros(5, 784)).event_shape
+    torch.Size([20])
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, likelihood: Likelihood) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.likelihood = likelihood
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and log standard deviation of q(z|x).
+
+        Parameters
+        ----------
+        x : Tensor, shape (batch, data_dim)
+            Data.
+
+        Returns
+        -------
+        loc, log_scale : Tensor, shape (batch, latent_dim)
+            Parameters of a diagonal Gaussian.
+        """
+        loc, log_scale = self.encoder(x)
+        return loc, log_scale
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Parameters of p(x|z), whose meaning the likelihood knows.
+
+        Parameters
+        ----------
+        z : Tensor, shape (..., latent_dim)
+            Latents.
+
+        Returns
+        -------
+        Tensor, shape (..., data_dim * likelihood.num_params)
+            Network output, not yet an image: see ``likelihood.mean``.
+        """
+        params: Tensor = self.decoder(z)
+        return params
+
+    def posterior(self, x: Tensor) -> distributions.Distribution:
+        """The approximate posterior q(z|x) as a torch distribution.
+
+        Parameters
+        ----------
+        x : Tensor, shape (batch, data_dim)
+            Data.
+
+        Returns
+        -------
+        torch.distributions.Distribution
+            An ``Independent`` normal: batch shape (batch,), event shape (latent_dim,).
+        """
+        loc, log_scale = self.encode(x)
+        return distributions.Independent(distributions.Normal(loc, log_scale.exp()), 1)
+
+
+def mlp_vae(
+    data_dim: int,
+    latent_dim: int,
+    *,
+    hidden_dims: Sequence[int] = (400,),
+    likelihood: Likelihood | None = None,
+    activation: type[nn.Module] = nn.ReLU,
+) -> VAE:
+    """VAE whose encoder and decoder are mirror-image perceptrons.
+
+    Parameters
+    ----------
+    data_dim, latent_dim : int
+        Dimensions D of the data and K of the latents.
+    hidden_dims : sequence of int
+        Hidden dimensions of the encoder; the decoder's are the reverse.
+    likelihood : Likelihood, optional
+        What the decoder's output means; `BernoulliLikelihood` if left out.
+    activation : type of nn.Module
+        Class of the activation.
+
+    Returns
+    -------
+    VAE
+        With freshly initialised weights, drawn from torch's global generator.
+
+    Examples
+    --------
+    >>> sum(p.numel() for p in mlp_vae(784, 20).parameters())
+    652824
+    """
+    likelihood = BernoulliLikelihood() if likelihood is None else likelihood
+    encoder = Encoder(mlp([data_dim, *hidden_dims, 2 * latent_dim], activation=activation))
+    output_dim = data_dim * likelihood.num_params
+    decoder = Decoder(mlp([latent_dim, *reversed(hidden_dims), output_dim], activation=activation))
+    return VAE(encoder, decoder, likelihood)
+
+
+class LinearEncoder(nn.Module):
+    """Linear map for q(z|x), with one scale per latent that does not depend on x.
+
+    Implements: ``q(z|x) = N(V x + c, diag(exp(log_scale))**2)``.
+
+    Parameters
+    ----------
+    data_dim, latent_dim : int
+        Dimensions D of the data and K of the latents.
+
+    Examples
+    --------
+    >>> loc, log_scale = LinearEncoder(3, 2)(torch.zeros(5, 3))
+    >>> loc.shape == log_scale.shape == (5, 2)
+    True
+    """
+
+    def __init__(self, data_dim: int, latent_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(data_dim, latent_dim)  # weight V: (K, D), bias c: (K,)
+        self.log_scale = nn.Parameter(torch.zeros(latent_dim))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and log standard deviation of q(z|x), each (batch, latent_dim)."""
+        loc = self.linear(x)
+        return loc, self.log_scale.expand_as(loc)
+
+
+class LinearVAE(VAE):
+    """VAE with linear maps and one scale: probabilistic PCA, where the truth is known in closed form.
+
+    Implements: ``p(x|z) = N(W z + mu, scale**2 I)``, with a `LinearEncoder` for q(z|x).
+
+    Parameters
+    ----------
+    data_dim, latent_dim : int
+        Dimensions D of the data and K of the latents.
+    scale : float or "learned"
+        Standard deviation of the decoder.
+
+    References
+    ----------
+    Tipping and Bishop, Probabilistic Principal Component Analysis (1999).
+    Lucas, Tucker, Grosse and Norouzi, Don't Blame the ELBO! (2019).
+
+    Examples
+    --------
+    >>> LinearVAE(data_dim=3, latent_dim=2).log_likelihood(torch.zeros(5, 3)).shape
+    torch.Size([5])
+    """
+
+    encoder: LinearEncoder
+    decoder: nn.Linear
+    likelihood: GaussianLikelihood
+
+    def __init__(self, data_dim: int, latent_dim: int, *, scale: float | str = 1.0) -> None:
+        if scale in ("optimal", "per_pixel"):
+            raise ValueError(f"a linear VAE has one fixed or 'learned' scale, got {scale!r}")
+        decoder = nn.Linear(latent_dim, data_dim)  # weight W: (D, K), bias mu: (D,)
+        likelihood = GaussianLikelihood(scale)  # type: ignore[arg-type]  # checked there
+        super().__init__(LinearEncoder(data_dim, latent_dim), decoder, likelihood)
+
+    @property
+    def weight(self) -> Tensor:
+        """The decoder's matrix W.
+
+        Returns
+        -------
+        Tensor, shape (data_dim, latent_dim)
+            One column a latent.
+        """
+        return self.decoder.weight
+
+    def marginal(self) -> distributions.LowRankMultivariateNormal:
+        """The exact distribution of the data under the model, p(x) = N(mu, W W' + scale**2 I).
+
+        Returns
+        -------
+        torch.distributions.LowRankMultivariateNormal
+            Event shape (data_dim,).
+        """
+        variance = torch.as_tensor(self.likelihood.scale).to(self.weight) ** 2
+        return distributions.LowRankMultivariateNormal(
+            self.decoder.bias, cov_factor=self.weight, cov_diag=variance.expand(self.weight.shape[0])
+        )
+
+    def log_likelihood(self, x: Tensor) -> Tensor:
+        """Exact log p(x), the number that every bound is a bound on, in nats per example.
+
+        Parameters
+        ----------
+        x : Tensor, shape (batch, data_dim)
+            Data.
+
+        Returns
+        -------
+        Tensor, shape (batch,)
+            Nats.
+        """
+        log_prob: Tensor = self.marginal().log_prob(x)  # type: ignore[no-untyped-call]
+        return log_prob
+
+    def exact_posterior(self, x: Tensor) -> distributions.MultivariateNormal:
+        """The exact posterior p(z|x), whose covariance is the same for every x.
+
+        Implements: ``covariance = inverse(I + W' W / scale**2)``,
+        ``mean = covariance W' (x - mu) / scale**2``.
+
+        Parameters
+        ----------
+        x : Tensor, shape (batch, data_dim)
+            Data.
+
+        Returns
+        -------
+        torch.distributions.MultivariateNormal
+            Batch shape (batch,), event shape (latent_dim,).
+        """
+        variance = torch.as_tensor(self.likelihood.scale).to(self.weight) ** 2
+        precision = torch.eye(self.weight.shape[1]).to(self.weight) + self.weight.T @ self.weight / variance
+        scaled = (x - self.decoder.bias) @ self.weight / variance  # (batch, D) @ (D, K) -> (batch, K)
+        loc = torch.linalg.solve(precision, scaled.T).T
+        return distributions.MultivariateNormal(loc, precision_matrix=precision)
+
+    @classmethod
+    @torch.no_grad()
+    def from_ppca(
+        cls, x: Tensor, latent_dim: int, *, scale: float | None = None, beta: float = 1.0
+    ) -> "LinearVAE":
+        """The linear VAE at the optimum of its (beta-weighted) objective, computed by eigendecomposition.
+
+        Implements: ``W = U sqrt(max(eigenvalues - beta * scale**2, 0))`` with the leading eigenvectors U of
+        the covariance, and the exact diagonal posterior; a latent is active where its
+        eigenvalue exceeds ``beta * scale**2``.
+
+        Parameters
+        ----------
+        x : Tensor, floating point, shape (N, data_dim)
+            Data; computed in float64.
+        latent_dim : int
+            Number of latents, below data_dim.
+        scale : float, optional
+            Standard deviation of the decoder; its maximum-likelihood value, the root of
+            the mean discarded eigenvalue, if left out.
+        beta : float
+            Weight of the KL term; other than 1 needs a given `scale`.
+
+        Returns
+        -------
+        LinearVAE
+            In float64.
+
+        Raises
+        ------
+        ValueError
+            If `x` is not a matrix with at least two rows, or `latent_dim`, `scale` or `beta` is out of range.
+
+        References
+        ----------
+        Tipping and Bishop, Probabilistic Principal Component Analysis (1999), Eq. 7 and 8.
+
+        Examples
+        --------
+        >>> x = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])  # variances 4.5 and 0.5
+        >>> LinearVAE.from_ppca(x, 1, scale=1.0).weight.detach().abs()  # sqrt(4.5 - 1)
+        tensor([[1.8708],
+                [0.0000]], dtype=torch.float64)
+        """
+        eigenvalues, eigenvectors, center = _principal_components(x, latent_dim)
+        if scale is None:
+            if beta != 1:
+                raise ValueError(f"beta={beta} needs a given scale: training does not identify both")
+            scale = math.sqrt(eigenvalues[latent_dim:].mean().item())
+        if not (math.isfinite(beta) and beta > 0):
+            raise ValueError(f"beta must be a positive number, got {beta}")
+        model = cls(x.shape[1], latent_dim, scale=scale).double()
+        leading, floor = eigenvalues[:latent_dim], beta * scale**2
+        active = leading > floor
+        gain = torch.where(active, leading - floor, 0.0).sqrt()
+        variance = torch.where(active, floor / leading, 1.0)
+        model.decoder.weight.copy_(eigenvectors[:, :latent_dim] * gain)
+        model.decoder.bias.copy_(center)
+        model.encoder.linear.weight.copy_((eigenvectors[:, :latent_dim] * (gain / leading)).T)
+        model.encoder.linear.bias.copy_(-model.encoder.linear.weight @ center)
+        model.encoder.log_scale.copy_(0.5 * variance.log())
+        return model
+
+
+def _principal_components(x: Tensor, latent_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues (D,), descending, and eigenvectors (D, D) of the biased covariance, and the mean (D,)."""
+    if x.ndim != 2 or len(x) < 2 or not x.is_floating_point():
+        raise ValueError(f"x must be a floating point matrix (N, D), N >= 2, got {x.dtype} {tuple(x.shape)}")
+    if not 1 <= latent_dim < x.shape[1]:
+        raise ValueError(f"latent_dim must lie in 1 ... {x.shape[1] - 1}, got {latent_dim}")
+    x = x.double()
+    eigenvalues, eigenvectors = torch.linalg.eigh(torch.cov(x.T, correction=0))
+    return eigenvalues.flip(0), eigenvectors.flip(1), x.mean(0)
