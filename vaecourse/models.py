@@ -182,8 +182,10 @@ class VAE(nn.Module):
 
         Returns
         -------
-        loc, log_scale : Tensor, shape (batch, latent_dim)
-            Parameters of a diagonal Gaussian.
+        loc : Tensor, shape (batch, latent_dim)
+            Means.
+        log_scale : Tensor, shape (batch, latent_dim)
+            Logarithms of the standard deviations.
         """
         loc, log_scale = self.encoder(x)
         return loc, log_scale
