@@ -13,12 +13,12 @@ from torch import Tensor
 
 
 def as_float(name: str, value: Tensor) -> Tensor:
-    """Return a floating point tensor, half precision widened to float32; refuse anything else."""
+    """Return a float32 or float64 tensor, narrower types widened to float32; refuse anything else."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")
     if not value.is_floating_point():
         raise ValueError(f"{name} must be floating point, got {value.dtype}: convert it with .float()")
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    return value if value.dtype in (torch.float32, torch.float64) else value.float()
 
 
 def check_shapes(x: Tensor, name: str, params: Tensor) -> None:
@@ -32,23 +32,33 @@ def check_shapes(x: Tensor, name: str, params: Tensor) -> None:
         )
 
 
+def check_broadcasts(name: str, value: Tensor, loc: Tensor) -> None:
+    """Refuse a value that cannot be broadcast to `loc`, or that would enlarge it."""
+    if value.ndim > loc.ndim or any(
+        s not in (1, n) for s, n in zip(reversed(value.shape), reversed(loc.shape), strict=False)
+    ):
+        raise ValueError(
+            f"{name} of shape {tuple(value.shape)} does not broadcast to loc, {tuple(loc.shape)}"
+        )
+
+
 def can_look(value: Tensor) -> bool:
     """Whether values may be inspected: eager mode, on the CPU, not empty."""
     return not torch.compiler.is_compiling() and value.device.type == "cpu" and value.numel() > 0
 
 
 def check_scale(scale: float | Tensor, loc: Tensor) -> float | Tensor:
-    """Return a scale that is positive and broadcasts to `loc` without enlarging it."""
+    """Return a scale that is positive, in the precision of `loc` too, and broadcasts without enlarging it."""
+    smallest = torch.finfo(loc.dtype).tiny  # dividing by less could be dividing by 0
     if not isinstance(scale, Tensor):
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"scale is a standard deviation and must be positive, got {scale}")
+        if not smallest <= scale < math.inf:  # comparisons, which torch.compile can trace
+            raise ValueError(
+                f"scale is a standard deviation and must be positive (in {loc.dtype}), got {scale}"
+            )
         return float(scale)
     scale = as_float("scale", scale)
-    if scale.ndim > loc.ndim or any(
-        s not in (1, n) for s, n in zip(reversed(scale.shape), reversed(loc.shape), strict=False)
-    ):
-        raise ValueError(f"scale of shape {tuple(scale.shape)} does not broadcast to loc, {tuple(loc.shape)}")
-    if can_look(scale) and not (scale.min() > 0 and scale.max() < math.inf):
+    check_broadcasts("scale", scale, loc)
+    if can_look(scale) and not (scale.min() >= smallest and scale.max() < math.inf):
         raise ValueError(
             f"scale is a standard deviation and must be positive and finite, got {scale.min():g} to "
             f"{scale.max():g} (networks should emit log_scale)"

@@ -10,6 +10,7 @@ import hashlib
 import io
 import math
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Literal
 
 import numpy as np
@@ -109,6 +110,61 @@ def diabetes() -> tuple[Tensor, Tensor]:
     """
     x, y = sklearn_datasets.load_diabetes(return_X_y=True)
     return torch.from_numpy(x), torch.from_numpy(y).unsqueeze(1)  # (442,) -> (442, 1)
+
+
+def noisy_line(
+    num_points: int,
+    *,
+    slope: float = 1.0,
+    intercept: float = 0.0,
+    scale: float = 0.2,
+    growth: float = 0.0,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Toy regression data: a straight line seen through Gaussian noise.
+
+    Implements: ``y = intercept + slope * x + scale * exp(growth * x) * eps``, ``eps ~ N(0, 1)``,
+    ``x ~ U(0, 1)``.
+
+    Parameters
+    ----------
+    num_points : int
+        How many points, at least 1.
+    slope, intercept : float
+        The line.
+    scale : float
+        Standard deviation of the noise at ``x = 0``, positive.
+    growth : float
+        How fast the log of that standard deviation grows with x; 0 keeps it constant.
+    seed : int
+        Seed of the generator that draws x and the noise.
+
+    Returns
+    -------
+    x : Tensor, float64, shape (num_points, 1)
+        Sorted positions in (0, 1).
+    y : Tensor, float64, shape (num_points, 1)
+        Noisy observations.
+
+    Raises
+    ------
+    ValueError
+        If `num_points` is below 1 or `scale` is not a positive number.
+
+    Examples
+    --------
+    >>> x, y = noisy_line(5)
+    >>> x.shape == y.shape == (5, 1)
+    True
+    """
+    if num_points < 1:
+        raise ValueError(f"num_points must be at least 1, got {num_points}")
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale is a standard deviation and must be positive, got {scale}")
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(num_points, 1, generator=generator, dtype=torch.float64).sort(dim=0).values
+    noise = torch.randn(num_points, 1, generator=generator, dtype=torch.float64)
+    return x, intercept + slope * x + scale * torch.exp(growth * x) * noise
 
 
 def noisy_sine(
@@ -282,7 +338,12 @@ def _check_levels(images: Tensor, max_level: int) -> None:
 
 @functools.cache
 def _load_mnist(split: str) -> tuple[np.ndarray, np.ndarray]:
-    path = resources.files("vaecourse") / "data" / "mnist.npz"
+    content = _read_verified(resources.files("vaecourse") / "data" / "mnist.npz")
+    with np.load(io.BytesIO(content)) as archive:
+        return archive[f"{split}_images"], archive[f"{split}_labels"]
+
+
+def _read_verified(path: Traversable) -> bytes:
     repair = "reinstall the package, or restore the file from the repository (git checkout -- vaecourse/data)"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing (SHA-256 {MNIST_SHA256}): {repair}")
@@ -290,5 +351,4 @@ def _load_mnist(split: str) -> tuple[np.ndarray, np.ndarray]:
     found = hashlib.sha256(content).hexdigest()
     if found != MNIST_SHA256:
         raise RuntimeError(f"{path} is damaged: its SHA-256 is {found}, expected {MNIST_SHA256}: {repair}")
-    with np.load(io.BytesIO(content)) as archive:
-        return archive[f"{split}_images"], archive[f"{split}_labels"]
+    return content

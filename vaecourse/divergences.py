@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from vaecourse._checks import as_float, check_finite
+from vaecourse._checks import as_float, check_broadcasts, check_finite
 
 # exp(t) - 1 - t = t**2 * (1/2! + t/3! + ...); up to 1/14! this is float64-exact for abs(t) < 0.3
 _EXPONENTIAL_TAIL = [1 / math.factorial(n) for n in range(2, 15)]
@@ -49,14 +49,10 @@ def kl_standard_normal(loc: Tensor, log_scale: Tensor) -> Tensor:
     >>> kl_standard_normal(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2))  # 25 / 2
     tensor([12.5000])
     """
-    loc, log_scale = as_float("loc", loc), as_float("log_scale", log_scale)
-    if loc.shape != log_scale.shape or loc.ndim == 0:
-        raise ValueError(
-            "loc and log_scale must share one shape (..., latent_dim), got "
-            f"{tuple(loc.shape)} and {tuple(log_scale.shape)}"
-        )
-    check_finite(loc=loc, log_scale=log_scale)
-    return 0.5 * (loc.square() + _exp_minus_one_minus(2 * log_scale)).sum(-1)
+    loc, log_scale = _check_gaussian(loc, log_scale)
+    log_variance = 2 * log_scale
+    check_finite(loc=loc, log_scale=log_variance)
+    return 0.5 * (loc.square() + _exp_minus_one_minus(log_variance)).sum(-1)
 
 
 def kl_normal(loc: Tensor, log_scale: Tensor, prior_loc: Tensor, prior_log_scale: Tensor) -> Tensor:
@@ -69,7 +65,7 @@ def kl_normal(loc: Tensor, log_scale: Tensor, prior_loc: Tensor, prior_log_scale
     ----------
     loc, log_scale : Tensor, shape (..., latent_dim)
         Means and log standard deviations of the first Gaussian.
-    prior_loc, prior_log_scale : Tensor, broadcastable to `loc`
+    prior_loc, prior_log_scale : Tensor, broadcastable to `loc` without enlarging it
         The same of the second.
 
     Returns
@@ -92,12 +88,9 @@ def kl_normal(loc: Tensor, log_scale: Tensor, prior_loc: Tensor, prior_log_scale
     >>> kl_normal(3 * one, 0 * one, one, 0 * one)  # two squared distances of 2, halved
     tensor([4.])
     """
-    loc, log_scale = as_float("loc", loc), as_float("log_scale", log_scale)
-    prior_loc, prior_log_scale = (
-        as_float("prior_loc", prior_loc),
-        as_float("prior_log_scale", prior_log_scale),
-    )
-    check_finite(prior_loc=prior_loc, prior_log_scale=prior_log_scale)
+    loc, log_scale = _check_gaussian(loc, log_scale)
+    prior_loc = _check_prior("prior_loc", prior_loc, loc)
+    prior_log_scale = _check_prior("prior_log_scale", prior_log_scale, loc)
     return kl_standard_normal((loc - prior_loc) * torch.exp(-prior_log_scale), log_scale - prior_log_scale)
 
 
@@ -128,7 +121,7 @@ def kl_monte_carlo(
     Raises
     ------
     ValueError
-        If `num_samples` is below 1.
+        If `num_samples` is below 1 or shapes or dtypes do not fit.
 
     Examples
     --------
@@ -139,9 +132,27 @@ def kl_monte_carlo(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    loc, log_scale = _check_gaussian(loc, log_scale)
     eps = torch.randn((num_samples, *loc.shape), generator=generator, dtype=loc.dtype, device=loc.device)
     z = loc + log_scale.exp() * eps
     return (0.5 * z.square() - 0.5 * eps.square() - log_scale).sum(-1)
+
+
+def _check_gaussian(loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+    loc, log_scale = as_float("loc", loc), as_float("log_scale", log_scale)
+    if loc.shape != log_scale.shape or loc.ndim == 0:
+        raise ValueError(
+            "loc and log_scale must share one shape (..., latent_dim), got "
+            f"{tuple(loc.shape)} and {tuple(log_scale.shape)}"
+        )
+    return loc, log_scale
+
+
+def _check_prior(name: str, value: Tensor, loc: Tensor) -> Tensor:
+    value = as_float(name, value)
+    check_broadcasts(name, value, loc)
+    check_finite(**{name: value})
+    return value
 
 
 def _exp_minus_one_minus(t: Tensor) -> Tensor:

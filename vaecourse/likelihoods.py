@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributions, nn
 
-from vaecourse._checks import as_float, check_shapes
+from vaecourse._checks import as_float, check_finite, check_shapes
 from vaecourse.densities import (
     bernoulli_nll,
     continuous_bernoulli_log_normalizer,
@@ -201,13 +201,12 @@ class GaussianLikelihood(Likelihood):
 
         Raises
         ------
-        AttributeError
-            If the scale is per pixel, hence a function of the network's output.
         RuntimeError
-            If the scale is "optimal" and no training batch has been seen yet.
+            If the scale is per pixel, hence a function of the network's output, or if it is "optimal"
+            and no training batch has been seen yet.
         """
         if self.mode == "per_pixel":
-            raise AttributeError("a per-pixel scale depends on the input: use distribution(params).stddev")
+            raise RuntimeError("a per-pixel scale depends on the input: use distribution(params).stddev")
         if self.mode == "learned":
             return self.log_scale.exp()
         if self.mode == "optimal":
@@ -228,8 +227,9 @@ class GaussianLikelihood(Likelihood):
     def distribution(self, params: Tensor) -> distributions.Normal:
         return distributions.Normal(*self._loc_and_scale(params))
 
+    @torch.no_grad()
     def sample(self, params: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        loc, scale = self._loc_and_scale(params.detach())
+        loc, scale = self._loc_and_scale(params)
         return loc + scale * torch.randn(loc.shape, generator=generator, dtype=loc.dtype, device=loc.device)
 
     def _loc_and_scale(self, params: Tensor) -> tuple[Tensor, float | Tensor]:
@@ -248,6 +248,7 @@ class GaussianLikelihood(Likelihood):
         """Root mean squared error of the batch; by the envelope theorem it needs no gradient."""
         x, params = as_float("x", x), as_float("params", params)
         check_shapes(x, "params", params)
+        check_finite(x=x, params=params)  # a bad batch must not spoil the running average
         batch_mse = (x - params).square().mean()
         self.num_updates += 1
         weight = torch.clamp(1 / self.num_updates, min=0.01)  # plain average at first, then exponential

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributions, nn
 
+from vaecourse._checks import check_finite
 from vaecourse.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
 
 
@@ -88,7 +89,14 @@ class GaussianRegressor(nn.Module):
         -------
         Tensor, shape ()
             Nats per example: summed over output dimensions, averaged over the batch.
+
+        Raises
+        ------
+        ValueError
+            If `x` holds no example.
         """
+        if x.shape[0] == 0:
+            raise ValueError(f"x must hold at least one example, got shape {tuple(x.shape)}")
         return self.likelihood.nll(y, self(x)).mean()
 
 
@@ -301,6 +309,11 @@ class LinearVAE(VAE):
     scale : float or "learned"
         Standard deviation of the decoder.
 
+    Raises
+    ------
+    ValueError
+        If `scale` is neither a positive number nor "learned".
+
     References
     ----------
     Tipping and Bishop, Probabilistic Principal Component Analysis (1999).
@@ -342,7 +355,7 @@ class LinearVAE(VAE):
         torch.distributions.LowRankMultivariateNormal
             Event shape (data_dim,).
         """
-        variance = torch.as_tensor(self.likelihood.scale).to(self.weight) ** 2
+        variance = self._variance()
         return distributions.LowRankMultivariateNormal(
             self.decoder.bias, cov_factor=self.weight, cov_diag=variance.expand(self.weight.shape[0])
         )
@@ -379,7 +392,7 @@ class LinearVAE(VAE):
         torch.distributions.MultivariateNormal
             Batch shape (batch,), event shape (latent_dim,).
         """
-        variance = torch.as_tensor(self.likelihood.scale).to(self.weight) ** 2
+        variance = self._variance()
         precision = torch.eye(self.weight.shape[1]).to(self.weight) + self.weight.T @ self.weight / variance
         scaled = (x - self.decoder.bias) @ self.weight / variance  # (batch, D) @ (D, K) -> (batch, K)
         loc = torch.linalg.solve(precision, scaled.T).T
@@ -416,7 +429,7 @@ class LinearVAE(VAE):
         Raises
         ------
         ValueError
-            If `x` is not a matrix with at least two rows, or `latent_dim`, `scale` or `beta` is out of range.
+            If `x` is not a finite matrix with at least two rows, or another argument is out of range.
 
         References
         ----------
@@ -433,7 +446,7 @@ class LinearVAE(VAE):
         if scale is None:
             if beta != 1:
                 raise ValueError(f"beta={beta} needs a given scale: training does not identify both")
-            scale = math.sqrt(eigenvalues[latent_dim:].mean().item())
+            scale = math.sqrt(max(eigenvalues[latent_dim:].mean().item(), 0.0))  # 0 is refused below
         if not (math.isfinite(beta) and beta > 0):
             raise ValueError(f"beta must be a positive number, got {beta}")
         model = cls(x.shape[1], latent_dim, scale=scale).double()
@@ -448,6 +461,10 @@ class LinearVAE(VAE):
         model.encoder.log_scale.copy_(0.5 * variance.log())
         return model
 
+    def _variance(self) -> Tensor:
+        """Variance of the decoder in the precision of the weights (a float must not pass through float32)."""
+        return torch.as_tensor(self.likelihood.scale, dtype=self.weight.dtype, device=self.weight.device) ** 2
+
 
 def _principal_components(x: Tensor, latent_dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Eigenvalues (D,), descending, and eigenvectors (D, D) of the biased covariance, and the mean (D,)."""
@@ -455,6 +472,7 @@ def _principal_components(x: Tensor, latent_dim: int) -> tuple[Tensor, Tensor, T
         raise ValueError(f"x must be a floating point matrix (N, D), N >= 2, got {x.dtype} {tuple(x.shape)}")
     if not 1 <= latent_dim < x.shape[1]:
         raise ValueError(f"latent_dim must lie in 1 ... {x.shape[1] - 1}, got {latent_dim}")
+    check_finite(x=x)
     x = x.double()
     eigenvalues, eigenvectors = torch.linalg.eigh(torch.cov(x.T, correction=0))
     return eigenvalues.flip(0), eigenvectors.flip(1), x.mean(0)

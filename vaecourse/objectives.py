@@ -108,7 +108,7 @@ def elbo_terms(
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     loc, log_scale = model.encode(x)
-    z = _draw_latents(loc, log_scale, num_samples, generator)  # (samples, batch, latent_dim)
+    z, _ = _draw_latents(loc, log_scale, num_samples, generator)  # (samples, batch, latent_dim)
     if num_samples == 1:
         nll = model.likelihood.nll(x, model.decode(z.squeeze(0)))
     else:
@@ -139,12 +139,19 @@ def negative_elbo(
     Tensor, shape ()
         Nats per example.
 
+    Raises
+    ------
+    ValueError
+        If `x` holds no example.
+
     Examples
     --------
     >>> from vaecourse.models import LinearVAE
     >>> negative_elbo(LinearVAE(data_dim=3, latent_dim=2), torch.zeros(5, 3)).shape
     torch.Size([])
     """
+    if x.shape[0] == 0:
+        raise ValueError(f"x must hold at least one example, got shape {tuple(x.shape)}")
     return -elbo_terms(model, x, generator=generator).elbo(beta).mean()
 
 
@@ -189,8 +196,7 @@ def log_importance_weights(
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     loc, log_scale = model.encode(x)
-    z = _draw_latents(loc, log_scale, num_samples, generator)
-    eps = (z - loc) * torch.exp(-log_scale)
+    z, eps = _draw_latents(loc, log_scale, num_samples, generator)
     log_prior_minus_log_q = (0.5 * eps.square() - 0.5 * z.square() + log_scale).sum(-1)
     return log_prior_minus_log_q - model.likelihood.nll(x, model.decode(z))
 
@@ -273,6 +279,7 @@ def implied_variance(recon_weight: float, kl_weight: float) -> float:
 
 def _draw_latents(
     loc: Tensor, log_scale: Tensor, num_samples: int, generator: torch.Generator | None
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """Draws z, and the standard normal noise they are made of, each (samples, batch, latent_dim)."""
     eps = torch.randn((num_samples, *loc.shape), generator=generator, dtype=loc.dtype, device=loc.device)
-    return loc + log_scale.exp() * eps
+    return loc + log_scale.exp() * eps, eps

@@ -76,7 +76,7 @@ def fit(
     ValueError
         If sizes do not fit, the data are empty or not finite, or both optimiser and rate are given.
     FloatingPointError
-        If the loss stops being finite; on the CPU before the weights are touched.
+        If the loss (on the CPU, or a gradient) stops being finite; there, before the weights are touched.
 
     Examples
     --------
@@ -128,12 +128,19 @@ def _run_epoch(
             raise FloatingPointError(f"the loss is {loss.item()} at epoch {epoch}, step {step}")
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        if device.type == "cpu" and not _has_finite_gradients(model):
+            raise FloatingPointError(f"a gradient is not finite at epoch {epoch}, step {step}")
         optimizer.step()
         total += loss.detach() * len(indices)
     mean = total.item() / num_examples
     if not math.isfinite(mean):
         raise FloatingPointError(f"the mean loss of epoch {epoch} is {mean}")
     return mean
+
+
+def _has_finite_gradients(model: nn.Module) -> bool:
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
 
 
 def _validated(data: Tensor | tuple[Tensor, ...], num_epochs: int, batch_size: int) -> tuple[Tensor, ...]:

@@ -1,0 +1,44 @@
+# One verb per job.  `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help book test nightly serve notebooks format constraints clean
+
+help:  ## list the verbs
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
+
+book: $(VENV)/.book  ## execute every chapter and build the site; warnings are errors
+	$(BIN)/jupyter-book build . --all -W -n --keep-going
+	@echo "The site: file://$(CURDIR)/_build/html/index.html"
+
+test: $(VENV)/.test  ## run everything that must pass, one line per stage
+	$(BIN)/python -m tests
+
+nightly: $(VENV)/.test  ## run the slow sweeps that `make test` leaves out
+	$(BIN)/python -m pytest -m slow
+
+serve: book  ## build the site and serve it on this machine
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html
+
+notebooks: $(VENV)/.test  ## bring notebooks to normal form and refresh the outputs that nbval compares
+	$(BIN)/python -m tests.notebook_rules --fix --execute book/*.ipynb
+
+format: $(VENV)/.test  ## format and lint, notebooks too
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+constraints: $(VENV)/.test  ## write down the versions that are installed now
+	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable | sed 's/+.*//' > constraints.txt
+
+clean:  ## remove everything that was built, the environment too
+	rm -rf _build $(VENV)
+
+# A stamp per extra: nothing is installed twice, and a change of either file installs again.
+$(VENV)/.book $(VENV)/.test: $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	@touch $@
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,80 @@
+"""Fixtures and settings that every test file shares."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor
+
+from vaecourse.datasets import digits, mnist
+
+# The same examples on every machine: a property test that fails, fails everywhere.
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=200, database=None)
+settings.load_profile("repeatable")
+
+mpmath.mp.dps = 60  # digits; enough for exp(t) - 1 - t at t = 1e-15, where 30 of them cancel
+
+
+class Spectrum(NamedTuple):
+    """Mean and eigenvalues (descending) of a data set, and a small data set that has exactly these."""
+
+    mean: Tensor
+    eigenvalues: Tensor
+    stand_in: Tensor
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    skip_slow = pytest.mark.skip(reason="a sweep for the nightly job: run it with -m slow")
+    for item in items:
+        if "slow" in item.keywords and "slow" not in config.option.markexpr:
+            item.add_marker(skip_slow)
+
+
+@pytest.fixture(scope="session")
+def accelerator() -> torch.device:
+    """The machine's CUDA or MPS device; the test is skipped where there is none."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    pytest.skip("neither CUDA nor MPS is available")
+
+
+@pytest.fixture(scope="session")
+def ulps() -> Callable[[Tensor, mpmath.mpf], float]:
+    """Distance of a tensor's one value from the truth, in units in the last place of its dtype."""
+
+    def distance(value: Tensor, truth: mpmath.mpf) -> float:
+        dtype = {torch.float32: np.float32, torch.float64: np.float64}[value.dtype]
+        unit = np.spacing(dtype(abs(float(truth))))  # of a subnormal number: the smallest one
+        return float(abs(mpmath.mpf(value.item()) - truth) / mpmath.mpf(float(unit)))
+
+    return distance
+
+
+@pytest.fixture(scope="session")
+def digits_x() -> Tensor:
+    """The small digits, scaled by 16, float64 (1797, 64)."""
+    return digits()[0].flatten(1).double() / 16
+
+
+@pytest.fixture(scope="session")
+def mnist_train() -> Tensor:
+    """Training images of MNIST, uint8 (60000, 28, 28)."""
+    return mnist("train")[0]
+
+
+@pytest.fixture(scope="session")
+def mnist_spectrum(mnist_train: Tensor) -> Spectrum:
+    """Principal components of MNIST / 255, from the uncentred second moment, in float64."""
+    x = mnist_train.flatten(1).double() / 255
+    mean = x.mean(0)
+    eigenvalues, eigenvectors = torch.linalg.eigh(x.T @ x / len(x) - torch.outer(mean, mean))
+    eigenvalues, eigenvectors = eigenvalues.flip(0).clamp(min=0), eigenvectors.flip(1)
+    # rows mean +- sqrt(D * eigenvalue) * eigenvector have this mean and this biased covariance
+    spokes = (len(eigenvalues) * eigenvalues).sqrt() * eigenvectors
+    return Spectrum(mean, eigenvalues, torch.cat([mean + spokes.T, mean - spokes.T]))

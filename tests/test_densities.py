@@ -1,0 +1,583 @@
+import math
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from mpmath import mpf
+from scipy import integrate
+from torch import distributions
+
+from vaecourse.datasets import mnist
+from vaecourse.densities import (
+    bernoulli_nll,
+    continuous_bernoulli_log_normalizer,
+    continuous_bernoulli_mean,
+    continuous_bernoulli_nll,
+    gaussian_nll,
+    laplace_nll,
+)
+
+F32, F64 = torch.float32, torch.float64
+DTYPES = pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"])
+LOCATION_SCALE = pytest.mark.parametrize("density", [gaussian_nll, laplace_nll], ids=["gaussian", "laplace"])
+ON_UNIT_INTERVAL = pytest.mark.parametrize(
+    "density", [bernoulli_nll, continuous_bernoulli_nll], ids=["bernoulli", "continuous_bernoulli"]
+)
+ALL = {
+    "gaussian": lambda x, params: gaussian_nll(x, params, 0.3),
+    "laplace": lambda x, params: laplace_nll(x, params, 0.3),
+    "bernoulli": bernoulli_nll,
+    "continuous_bernoulli": continuous_bernoulli_nll,
+}
+EVERY_DENSITY = pytest.mark.parametrize("density", ALL.values(), ids=ALL)
+
+# numbers that float32 holds exactly, so that one example serves both dtypes
+unit = st.floats(0, 1, width=32, allow_subnormal=False)
+real = st.floats(-100, 100, width=32, allow_subnormal=False)
+near_switch = st.integers(-600, 600).map(lambda n: float(np.float32(n / 1000)))  # where series take over
+tiny = st.floats(-30, 0).map(lambda power: float(np.float32(10.0**power)))
+logit = st.one_of(real, near_switch, tiny, tiny.map(lambda a: -a))
+scale = st.floats(-8, 8).map(lambda power: float(np.float32(10.0**power)))
+
+
+def data(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
+
+
+def params(*shape: int, seed: int = 1) -> torch.Tensor:
+    return 3 * torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
+
+
+def one(value: float, dtype: torch.dtype) -> torch.Tensor:
+    return torch.full((1, 1), value, dtype=dtype)
+
+
+def softplus(a: mpf) -> mpf:
+    return mpmath.log1p(mpmath.exp(a))
+
+
+def log_normalizer(a: mpf) -> mpf:
+    return mpmath.log(a / mpmath.tanh(a / 2)) if a else mpmath.log(2)
+
+
+def continuous_mean(a: mpf) -> mpf:
+    if abs(a) < mpf(10) ** -12:
+        return mpf(1) / 2 + a / 12
+    return mpf(1) / 2 + 1 / (2 * mpmath.tanh(a / 2)) - 1 / a
+
+
+# --- values against independent implementations ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("density", "distribution"),
+    [
+        (lambda x, p: gaussian_nll(x, p, 0.7), lambda p: distributions.Normal(p, 0.7)),
+        (lambda x, p: laplace_nll(x, p, 0.7), lambda p: distributions.Laplace(p, 0.7)),
+        (lambda x, p: bernoulli_nll(x.round(), p), lambda p: distributions.Bernoulli(logits=p)),
+        # moderate logits only: torch's normaliser loses digits for large ones
+        (continuous_bernoulli_nll, lambda p: distributions.ContinuousBernoulli(logits=p)),
+    ],
+    ids=ALL,
+)
+def test_density_matches_torch_distributions(density, distribution):
+    x, p = data(5, 7), params(5, 7) / 3
+    target = x.round() if isinstance(distribution(p), distributions.Bernoulli) else x
+    torch.testing.assert_close(density(x, p), -distribution(p).log_prob(target).sum(1))
+
+
+@LOCATION_SCALE
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (5, 1), (5, 7), (3, 5, 7)], ids=str)
+def test_scale_tensor_broadcasts_like_torch_distributions(density, shape):
+    x, loc, s = data(5, 7), params(3, 5, 7), 0.1 + data(*shape, seed=2)
+    family = distributions.Normal if density is gaussian_nll else distributions.Laplace
+    torch.testing.assert_close(density(x, loc, s), -family(loc, s).log_prob(x).sum(-1))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (gaussian_nll(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), 1.0), 12.5 + math.log(2 * math.pi)),
+        # a slip between scale and variance changes both terms here: 0.5 * (6 / 2)**2 + log 2 + 0.5 log 2 pi
+        (gaussian_nll(torch.tensor([[6.0]]), torch.zeros(1, 1), 2.0), 4.5 + math.log(2) + 0.918938533),
+        (laplace_nll(torch.tensor([[3.0, -4.0]]), torch.zeros(1, 2), 2.0), 3.5 + 2 * math.log(4)),
+        (
+            bernoulli_nll(torch.tensor([[0.0, 1.0]]), torch.full((1, 2), math.log(3))),
+            math.log(4) - math.log(3 / 4),
+        ),
+        (continuous_bernoulli_nll(torch.tensor([[0.3]]), torch.zeros(1, 1)), 0.0),
+    ],
+    ids=["gaussian", "gaussian-scale", "laplace", "bernoulli", "continuous_bernoulli"],
+)
+def test_density_matches_hand_value(value, expected):
+    assert value.item() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_gaussian_nll_matches_published_regression_anchor():
+    # sigma = 0.2, 20 points, sum of squared errors 2.020992572 give 11.452419564
+    x = torch.full((20, 1), math.sqrt(2.020992572 / 20), dtype=F64)
+    nll = gaussian_nll(x, torch.zeros_like(x), 0.2).sum()
+    assert nll.item() == pytest.approx(11.452419564, abs=1e-8)  # nine decimals, divided by 2 * 0.2**2
+
+
+@pytest.mark.parametrize("a", [-40.0, -2.0, -0.01, 0.0, 0.3, 1.0, 15.0])
+def test_continuous_bernoulli_density_integrates_to_one(a):
+    def density(x):
+        return math.exp(-continuous_bernoulli_nll(one(x, F64), one(a, F64)).item())
+
+    integral, _ = integrate.quad(density, 0, 1, epsabs=1e-13)
+    assert integral == pytest.approx(1, abs=1e-10)
+
+
+@pytest.mark.parametrize("a", [-5.0, -1.0, 0.2, 3.0])
+def test_bernoulli_formula_on_grey_values_is_not_a_density(a):
+    """Its integral over [0, 1] is 1 / C: it falls short by exactly the continuous Bernoulli normaliser."""
+    integral, _ = integrate.quad(lambda x: math.exp(-bernoulli_nll(one(x, F64), one(a, F64)).item()), 0, 1)
+    assert integral < 0.5
+    assert -math.log(integral) == pytest.approx(
+        continuous_bernoulli_log_normalizer(one(a, F64)).item(), abs=1e-10
+    )
+
+
+@pytest.mark.parametrize(("probability", "expected"), [(0.5, 0.693147), (0.1, 1.01034), (0.9, 1.01034)])
+def test_continuous_bernoulli_log_normalizer_matches_published_value(probability, expected):
+    a = torch.logit(torch.tensor(probability, dtype=F64))
+    assert continuous_bernoulli_log_normalizer(a).item() == pytest.approx(expected, abs=5e-6)
+
+
+@pytest.mark.parametrize("a", [-40.0, -2.0, -0.05, 0.0, 0.3, 5.0])
+def test_continuous_bernoulli_mean_matches_quadrature(a):
+    def integrand(x):
+        return x * math.exp(-continuous_bernoulli_nll(one(x, F64), one(a, F64)).item())
+
+    mean, _ = integrate.quad(integrand, 0, 1, epsabs=1e-13)
+    assert continuous_bernoulli_mean(one(a, F64)).item() == pytest.approx(mean, abs=1e-10)
+
+
+# --- the floor of cross-entropy on grey images -----------------------------------------------------------
+
+
+def floor_in_nats(images: torch.Tensor, max_level: int) -> float:
+    """Mean cross-entropy per image under perfect predictions, summed level by level."""
+    counts = torch.bincount(images.flatten().long(), minlength=max_level + 1).double()
+    levels = (torch.arange(max_level + 1, dtype=F64) / max_level).unsqueeze(1)
+    logits = levels.clamp(1e-15, 1 - 1e-15).logit()
+    return (counts @ bernoulli_nll(levels, logits)).item() / len(images)
+
+
+@pytest.mark.parametrize(("split", "floor"), [("train", 45.7568), ("test", 45.5345)])
+def test_bernoulli_nll_floor_is_entropy_of_grey_mnist(split, floor, mnist_train):
+    images = mnist_train if split == "train" else mnist("test")[0]
+    assert floor_in_nats(images, 255) == pytest.approx(floor, abs=5e-5)
+
+
+def test_bernoulli_nll_floor_is_entropy_of_grey_digits(digits_x):
+    logits = digits_x.clamp(1e-15, 1 - 1e-15).logit()
+    assert bernoulli_nll(digits_x, logits).mean().item() == pytest.approx(13.658, abs=5e-4)
+
+
+@given(x=unit, probability=st.floats(0.001, 0.999))
+def test_bernoulli_nll_above_its_floor_by_pinskers_bridge(x, probability):
+    """BCE(x, p) - H(x) >= 2 (x - p)^2: cross-entropy is at least a Gaussian of variance 1/4."""
+    x, p = one(x, F64), one(probability, F64)
+    excess = bernoulli_nll(x, p.logit()) - bernoulli_nll(x, x.clamp(1e-15, 1 - 1e-15).logit())
+    assert excess.item() >= 2 * (x - p).square().item() - 1e-12
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.8])
+def test_bernoulli_nll_is_locally_a_gaussian_of_variance_p_times_1_minus_p(probability):
+    p, step = one(probability, F64), 1e-4
+    x = p + step
+    excess = bernoulli_nll(x, p.logit()) - bernoulli_nll(x, x.logit())
+    gaussian = step**2 / (2 * probability * (1 - probability))
+    assert excess.item() == pytest.approx(gaussian, rel=1e-2)  # the next order is about 10 * step
+
+
+# --- accuracy: property tests against 60 digits ----------------------------------------------------------
+
+
+@DTYPES
+@given(x=real, loc=real, scale=scale)
+def test_gaussian_nll_matches_mpmath(dtype, x, loc, scale):
+    residual = (mpf(x) - mpf(loc)) / mpf(scale)
+    terms = residual**2 / 2, mpmath.log(mpf(scale)), mpmath.log(2 * mpmath.pi) / 2
+    value = gaussian_nll(one(x, dtype), one(loc, dtype), one(scale, dtype))
+    # the terms have either sign: the error is a few roundings of the largest one
+    assert abs(mpf(value.item()) - sum(terms)) <= 5 * torch.finfo(dtype).eps * sum(map(abs, terms))
+
+
+@DTYPES
+@given(x=real, loc=real, scale=scale)
+def test_laplace_nll_matches_mpmath(dtype, x, loc, scale):
+    terms = abs(mpf(x) - mpf(loc)) / mpf(scale), mpmath.log(mpf(scale)), mpmath.log(2)
+    value = laplace_nll(one(x, dtype), one(loc, dtype), one(scale, dtype))
+    assert abs(mpf(value.item()) - sum(terms)) <= 4 * torch.finfo(dtype).eps * sum(map(abs, terms))
+
+
+@DTYPES
+@given(x=st.one_of(unit, st.sampled_from([0.0, 1.0])), a=logit)
+@example(x=1.0, a=30.0)
+@example(x=1.0, a=100.0)
+@example(x=0.0, a=-100.0)
+def test_bernoulli_nll_matches_mpmath(dtype, x, a, ulps):
+    truth = mpf(x) * softplus(-mpf(a)) + (1 - mpf(x)) * softplus(mpf(a))
+    assert ulps(bernoulli_nll(one(x, dtype), one(a, dtype)), truth) <= 4
+
+
+@DTYPES
+@given(a=logit)
+@example(a=0.0)
+@example(a=0.09999)
+@example(a=-0.1001)
+@example(a=0.4999)
+@example(a=0.5001)
+@example(a=100.0)
+def test_continuous_bernoulli_log_normalizer_matches_mpmath(dtype, a, ulps):
+    value = continuous_bernoulli_log_normalizer(torch.tensor(a, dtype=dtype))
+    assert ulps(value, log_normalizer(mpf(torch.tensor(a, dtype=dtype).item()))) <= 4
+
+
+@DTYPES
+@given(x=unit, a=logit)
+def test_continuous_bernoulli_nll_matches_mpmath(dtype, x, a):
+    a_mp, x_mp = mpf(a), mpf(x)
+    terms = x_mp * softplus(-a_mp) + (1 - x_mp) * softplus(a_mp), log_normalizer(a_mp)
+    value = continuous_bernoulli_nll(one(x, dtype), one(a, dtype))
+    # a difference of two positive numbers: a few roundings of the larger one
+    assert abs(mpf(value.item()) - (terms[0] - terms[1])) <= 4 * torch.finfo(dtype).eps * sum(terms)
+
+
+@DTYPES
+@given(a=logit)
+@example(a=0.0)
+@example(a=-0.0999)
+@example(a=0.1001)
+@example(a=0.4999)
+@example(a=0.5001)
+def test_continuous_bernoulli_mean_matches_mpmath(dtype, a):
+    a = torch.tensor(a, dtype=dtype)
+    error = abs(mpf(continuous_bernoulli_mean(a).item()) - continuous_mean(mpf(a.item())))
+    # absolute: at the switch to the series, 0.5 / tanh(a / 2) and 1 / a are 2 (float32) or 10 (float64)
+    assert error <= (4 if dtype == F32 else 20) * torch.finfo(dtype).eps
+
+
+def test_torch_continuous_bernoulli_is_no_oracle_for_large_logits():
+    """Why mpmath: torch is 40 % off where this package keeps every digit."""
+    a = torch.tensor(100.0)
+    theirs = distributions.ContinuousBernoulli(logits=a)._cont_bern_log_norm()
+    assert abs(theirs.item() - math.log(100)) > 1
+    assert continuous_bernoulli_log_normalizer(a).item() == pytest.approx(math.log(100), rel=1e-6)
+
+
+@ON_UNIT_INTERVAL
+@pytest.mark.parametrize("a", [-1e30, -1e4, -88.0, 88.0, 1e4, 1e30])
+@DTYPES
+def test_density_is_stable_for_extreme_logits(density, a, dtype):
+    x = torch.tensor([[0.0], [0.25], [1.0]], dtype=dtype)
+    logits = torch.full((3, 1), a, dtype=dtype, requires_grad=True)
+    nll = density(x, logits)
+    (gradient,) = torch.autograd.grad(nll.sum(), logits)
+    assert nll.isfinite().all() and gradient.isfinite().all()
+    wrong = x[:, 0] if a < 0 else 1 - x[:, 0]  # the part of x that the certain model excludes
+    expected = wrong * abs(a) - (math.log(abs(a)) if density is continuous_bernoulli_nll else 0)
+    torch.testing.assert_close(nll.detach(), expected, rtol=1e-6, atol=1e-6)
+
+
+@ON_UNIT_INTERVAL
+@given(x=unit, a=real)
+def test_density_is_symmetric_under_inversion(density, x, a):
+    """Swapping black and white changes the sign of the logit, and nothing else."""
+    # a multiple of 2^-24, so that 1 - x is exact
+    x = round(x * 2**24) / 2**24
+    value, mirrored = density(one(x, F64), one(a, F64)), density(one(1 - x, F64), one(-a, F64))
+    torch.testing.assert_close(value, mirrored, rtol=1e-14, atol=1e-14)
+
+
+# --- gradients -------------------------------------------------------------------------------------------
+
+
+@EVERY_DENSITY
+def test_density_gradient_matches_finite_difference(density):
+    x, p = data(3, 4), params(3, 4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda p: density(x, p), p)
+
+
+@LOCATION_SCALE
+def test_scale_gradient_matches_finite_difference(density):
+    x, loc, s = data(3, 4), params(3, 4), (0.5 + data(3, 4, seed=2)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: density(x, loc, s), s)
+
+
+@DTYPES
+@given(x=unit, a=logit)
+def test_bernoulli_nll_gradient_is_sigmoid_minus_x(dtype, x, a):
+    logits = one(a, dtype).requires_grad_()
+    (gradient,) = torch.autograd.grad(bernoulli_nll(one(x, dtype), logits).sum(), logits)
+    truth = 1 / (1 + mpmath.exp(-mpf(a))) - mpf(x)
+    assert abs(mpf(gradient.item()) - truth) <= 2 * torch.finfo(dtype).eps
+
+
+@DTYPES
+@given(a=logit)
+@example(a=-0.0999)
+@example(a=0.4999)
+def test_continuous_bernoulli_log_normalizer_gradient_matches_mpmath(dtype, a):
+    a = torch.tensor(a, dtype=dtype, requires_grad=True)
+    (gradient,) = torch.autograd.grad(continuous_bernoulli_log_normalizer(a), a)
+    a_mp = mpf(a.item())
+    truth = 1 / a_mp - 1 / mpmath.sinh(a_mp) if abs(a_mp) > mpf(10) ** -12 else a_mp / 6
+    # absolute: 1 / a and 1 / sinh(a) are 2 (float32) or 10 (float64) where the series ends
+    assert abs(mpf(gradient.item()) - truth) <= (8 if dtype == F32 else 40) * torch.finfo(dtype).eps
+
+
+@given(x=unit, a=st.floats(-30, 30))
+def test_continuous_bernoulli_nll_gradient_is_mean_minus_x(x, a):
+    logits = one(a, F64).requires_grad_()
+    (gradient,) = torch.autograd.grad(continuous_bernoulli_nll(one(x, F64), logits).sum(), logits)
+    assert gradient.item() == pytest.approx(float(continuous_mean(mpf(a)) - mpf(x)), abs=1e-13)
+
+
+def test_continuous_bernoulli_mean_gradient_matches_finite_difference():
+    a = torch.tensor([-20.0, -1.0, -0.05, 0.0, 0.02, 0.3, 8.0], dtype=F64, requires_grad=True)
+    assert torch.autograd.gradcheck(continuous_bernoulli_mean, a)
+
+
+# --- shapes, reduction, dtype ----------------------------------------------------------------------------
+
+
+@EVERY_DENSITY
+@pytest.mark.parametrize("event", [(), (7,), (1, 4, 3)], ids=str)
+@pytest.mark.parametrize("samples", [(), (6,), (2, 6)], ids=str)
+def test_density_sums_event_and_keeps_batch_and_samples(density, event, samples):
+    x, p = data(5, *event), params(*samples, 5, *event)
+    nll = density(x, p)
+    assert nll.shape == (*samples, 5)
+    # entry by entry: nothing is mixed between examples or samples
+    for index in np.ndindex(*nll.shape):
+        terms = density(x[index[-1]].reshape(-1), p[index].reshape(-1))  # each number an example of its own
+        assert nll[index].item() == pytest.approx(terms.sum().item(), rel=1e-12)
+
+
+@EVERY_DENSITY
+def test_density_of_no_examples_is_empty(density):
+    assert density(data(0, 7), params(3, 0, 7)).shape == (3, 0)
+
+
+@EVERY_DENSITY
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_half_precision_is_computed_in_float32(density, dtype):
+    x, p = data(5, 7).to(dtype), params(5, 7).to(dtype)
+    nll = density(x, p)
+    assert nll.dtype == F32
+    torch.testing.assert_close(nll, density(x.double(), p.double()).float(), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_gaussian_nll_of_half_precision_does_not_overflow(dtype):
+    x = torch.full((1, 784 * 128), 1.0, dtype=dtype)  # the sum of squares exceeds float16's 65504
+    nll = gaussian_nll(x, torch.zeros_like(x), 1.0)
+    assert nll.item() == pytest.approx(784 * 128 * (0.5 + 0.5 * math.log(2 * math.pi)), rel=1e-6)
+
+
+@EVERY_DENSITY
+def test_bfloat16_params_stay_near_float32(density):
+    x, p = data(5, 784).float(), params(5, 784).float() / 3
+    # bfloat16 keeps 8 bits, a relative 2^-9 of each parameter; errors of either sign average out
+    torch.testing.assert_close(density(x, p.bfloat16()), density(x, p), rtol=5e-3, atol=0.5)
+
+
+@EVERY_DENSITY
+def test_compiled_density_equals_eager(density):
+    torch.compiler.reset()
+    compiled = torch.compile(density, backend="eager", fullgraph=True)
+    x, p = data(5, 7), params(5, 7)
+    torch.testing.assert_close(compiled(x, p), density(x, p), rtol=1e-14, atol=0)
+
+
+@LOCATION_SCALE
+def test_compiled_density_takes_changing_scales(density):
+    torch.compiler.reset()
+    compiled = torch.compile(density, backend="aot_eager", fullgraph=True)
+    x, loc = data(5, 7), params(5, 7)
+    for s in (1.0, 0.5, 0.25, 0.5 + data(7), 0.5 + data(5, 7)):  # a changing float becomes a symbol
+        torch.testing.assert_close(compiled(x, loc, s), density(x, loc, s), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [continuous_bernoulli_log_normalizer, continuous_bernoulli_mean],
+    ids=["log_normalizer", "mean"],
+)
+def test_compiled_elementwise_function_equals_eager(function):
+    torch.compiler.reset()
+    a = params(100)
+    compiled = torch.compile(function, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(a), function(a), rtol=1e-14, atol=0)
+
+
+@pytest.mark.gpu
+@EVERY_DENSITY
+def test_density_agrees_on_cpu_and_gpu(density, accelerator):
+    x, p = data(5, 784).float(), params(5, 784).float()
+    on_device = density(x.to(accelerator), p.to(accelerator)).cpu()
+    torch.testing.assert_close(on_device, density(x, p), rtol=1e-5, atol=1e-3)  # another summation order
+
+
+# --- bad input -------------------------------------------------------------------------------------------
+
+
+@EVERY_DENSITY
+@pytest.mark.parametrize(
+    ("x_shape", "params_shape"),
+    [((5,), (5, 1)), ((5, 1), (5,)), ((5, 7), (5, 1)), ((5, 7), (7,)), ((5, 7), (7, 5)), ((5, 7), (6, 7))],
+    ids=str,
+)
+def test_density_rejects_shapes_that_would_broadcast(density, x_shape, params_shape):
+    message = rf"must have the shape of x.*x has \({x_shape[0]},.* has \({params_shape[0]},"
+    with pytest.raises(ValueError, match=message):
+        density(data(*x_shape), params(*params_shape))
+
+
+@EVERY_DENSITY
+def test_density_rejects_missing_batch_dimension(density):
+    with pytest.raises(ValueError, match=r"x must have shape .* add a batch dimension"):
+        density(torch.tensor(0.5), torch.tensor(0.5))
+
+
+@EVERY_DENSITY
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.complex64], ids=str)
+@pytest.mark.parametrize("which", ["x", "params"])
+def test_density_rejects_other_dtypes_than_floating_point(density, dtype, which):
+    good, bad = torch.zeros(2, 3), torch.zeros(2, 3, dtype=dtype)
+    name = "x" if which == "x" else "(loc|logits)"
+    with pytest.raises(ValueError, match=f"{name} must be floating point, got {dtype}"):
+        density(bad, good) if which == "x" else density(good, bad)
+
+
+@EVERY_DENSITY
+@pytest.mark.parametrize("bad", [[[0.0]], np.zeros((1, 1)), 0.0], ids=["list", "array", "number"])
+def test_density_rejects_what_is_not_a_tensor(density, bad):
+    with pytest.raises(ValueError, match=f"x must be a tensor, got {type(bad).__name__}"):
+        density(bad, torch.zeros(1, 1))
+
+
+@EVERY_DENSITY
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_density_rejects_nonfinite_params(density, bad):
+    with pytest.raises(ValueError, match=f"(loc|logits) must be finite, got {bad:g}"):
+        density(torch.zeros(2, 1), torch.tensor([[0.0], [bad]]))
+
+
+@EVERY_DENSITY
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_density_rejects_nonfinite_data(density, bad):
+    with pytest.raises(ValueError, match=rf"x must (be finite|lie in \[0, 1\]), got .*{bad:g}"):
+        density(torch.tensor([[0.0], [bad]]), torch.zeros(2, 1))
+
+
+@ON_UNIT_INTERVAL
+@pytest.mark.parametrize("bad", [255.0, 1.0001, -0.0001])
+def test_density_rejects_unscaled_pixels(density, bad):
+    with pytest.raises(
+        ValueError, match=rf"x must lie in \[0, 1\], got .*{bad:g}.*divide grey levels by 255"
+    ):
+        density(torch.tensor([[0.5, bad]]), torch.zeros(1, 2))
+
+
+@LOCATION_SCALE
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["float", "tensor"])
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+def test_density_rejects_nonpositive_scale(density, as_tensor, bad):
+    with pytest.raises(
+        ValueError, match=f"scale is a standard deviation and must be positive.*got.* ?{bad:g}"
+    ):
+        density(torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor([1.0, bad, 2.0]) if as_tensor else bad)
+
+
+@LOCATION_SCALE
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["float", "tensor"])
+def test_density_rejects_scale_that_float32_rounds_to_zero(density, as_tensor):
+    """Dividing a residual of 0 by it would be 0 / 0."""
+    bad = torch.tensor(1e-50, dtype=F64) if as_tensor else 1e-50
+    with pytest.raises(ValueError, match=r"scale is a standard deviation and must be positive.*1e-50"):
+        density(torch.zeros(2, 3), torch.zeros(2, 3), bad)
+
+
+@LOCATION_SCALE
+@pytest.mark.parametrize("shape", [(4,), (5, 7), (2, 2, 3), (3, 1)], ids=str)
+def test_density_rejects_scale_that_does_not_broadcast(density, shape):
+    with pytest.raises(
+        ValueError, match=rf"scale of shape \({shape[0]},.* does not broadcast to loc, \(2, 3\)"
+    ):
+        density(torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(shape))
+
+
+@LOCATION_SCALE
+def test_density_rejects_integer_scale_tensor(density):
+    with pytest.raises(ValueError, match=r"scale must be floating point, got torch\.int64"):
+        density(torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor(1))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [continuous_bernoulli_log_normalizer, continuous_bernoulli_mean],
+    ids=["log_normalizer", "mean"],
+)
+def test_elementwise_function_rejects_integers(function):
+    with pytest.raises(ValueError, match=r"logits must be floating point, got torch\.int64"):
+        function(torch.zeros(3, dtype=torch.int64))
+
+
+# --- fuzz: a number of the right shape or a ValueError, and nothing else ----------------------------------
+
+sizes = st.lists(st.integers(0, 3), max_size=3)
+floats = st.sampled_from([F32, F64, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+others = st.sampled_from([torch.int64, torch.uint8, torch.bool])
+benign = st.sampled_from([0.0, 1.0, 0.5, 0.25])
+hostile = st.sampled_from(
+    [-1.0, 1e-7, 255.0, 1e-45, 1e30, -3e38, 1e-310, 1e308, -1e308, math.nan, math.inf, -math.inf]
+)
+one_in_five = st.integers(0, 4).map(lambda n: n == 4)  # rare faults: about half of the examples are accepted
+
+
+@st.composite
+def tensors(draw: st.DrawFn, shape: list[int] | None = None) -> torch.Tensor:
+    shape = draw(sizes) if shape is None else shape
+    values = st.one_of(benign, hostile) if draw(one_in_five) else benign
+    numbers = draw(st.lists(values, min_size=math.prod(shape), max_size=math.prod(shape)))
+    dtype = draw(others) if draw(one_in_five) else draw(floats)
+    return torch.tensor(numbers, dtype=F64).reshape(shape).to(dtype)
+
+
+@st.composite
+def data_and_params(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
+    x = draw(tensors())
+    shape = draw(sizes) if draw(one_in_five) else draw(sizes)[:1] + list(x.shape)
+    return x, draw(tensors(shape))
+
+
+@EVERY_DENSITY
+@given(pair=data_and_params())
+def test_density_of_anything_is_a_number_or_a_value_error(density, pair):
+    x, p = pair
+    try:
+        nll = density(x, p)
+    except ValueError:
+        return
+    assert nll.shape == p.shape[: p.ndim - x.ndim + 1]
+    assert not nll.isnan().any()
+
+
+@LOCATION_SCALE
+@given(pair=data_and_params(), scale=st.one_of(benign, hostile, tensors(), tensors([]), tensors([1])))
+def test_density_of_any_scale_is_a_number_or_a_value_error(density, pair, scale):
+    x, loc = (torch.nan_to_num(t.float(), posinf=1, neginf=-1) for t in pair)
+    try:
+        nll = density(x, loc, scale)
+    except ValueError:
+        return
+    assert nll.shape == loc.shape[: loc.ndim - x.ndim + 1]
+    assert not nll.isnan().any()

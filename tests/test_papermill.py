@@ -1,0 +1,85 @@
+"""Every chapter also runs with parameters other than those the site shows."""
+
+from pathlib import Path
+
+import papermill
+import pytest
+from nbformat import v4
+
+from tests.notebook_rules import NOTEBOOK_METADATA, ROOT
+
+CHAPTERS = sorted((ROOT / "book").glob("[0-9]*.ipynb"))
+PARAMETERS = {
+    "01_gaussian_regression": {"seed": 1, "num_points": 30},
+}
+
+
+def run_with(path: Path, parameters: dict, output: Path) -> None:
+    """Run a notebook in its own folder with these parameters; refuse what papermill only warns about."""
+    known = papermill.inspect_notebook(str(path))
+    if not known:
+        raise ValueError(f"{path.name} has no parameters cell, nothing would be replaced")
+    if unknown := sorted(set(parameters) - set(known)):
+        raise ValueError(f"{path.name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
+    if same := [name for name, value in parameters.items() if known[name]["default"] == repr(value)]:
+        raise ValueError(f"{path.name} has {', '.join(same)} at this value already; choose another")
+    papermill.execute_notebook(
+        str(path),
+        str(output),
+        parameters=parameters,
+        kernel_name="python3",
+        cwd=str(path.parent),
+        execution_timeout=120,
+        progress_bar=False,
+    )
+
+
+def test_every_chapter_has_other_parameters():
+    missing = [
+        f"add {path.stem} to PARAMETERS in tests/test_papermill.py"
+        for path in CHAPTERS
+        if path.stem not in PARAMETERS
+    ]
+    surplus = sorted(set(PARAMETERS) - {path.stem for path in CHAPTERS})
+    assert (missing, surplus) == ([], [])
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_chapter_runs_with_other_parameters(path, tmp_path):
+    run_with(path, PARAMETERS[path.stem], tmp_path / path.name)
+
+
+def notebook(folder: Path, *tags: str, last: str = "print(seed)") -> Path:
+    """Return a notebook of two cells, the first with these tags."""
+    first = v4.new_code_cell("seed = 0  # any integer", id="parameters", metadata={"tags": list(tags)})
+    path = folder / "sample.ipynb"
+    cells = [first, v4.new_code_cell(last, id="print-seed")]
+    path.write_text(v4.writes(v4.new_notebook(cells=cells, metadata=NOTEBOOK_METADATA)), "utf-8")
+    return path
+
+
+def test_parameters_are_injected(tmp_path):
+    output = tmp_path / "output.ipynb"
+    run_with(notebook(tmp_path, "parameters"), {"seed": 7}, output)
+    assert v4.reads(output.read_text("utf-8")).cells[-1].outputs[0].text == "7\n"
+
+
+def test_failing_notebook_is_reported(tmp_path):
+    path = notebook(tmp_path, "parameters", last="assert seed == 0")
+    with pytest.raises(papermill.PapermillExecutionError, match="AssertionError"):
+        run_with(path, {"seed": 7}, tmp_path / "output.ipynb")
+
+
+@pytest.mark.parametrize(
+    ("tags", "parameters", "message"),
+    [
+        pytest.param(["parameters"], {"sed": 7}, "has no parameter sed; it has seed", id="unknown"),
+        pytest.param([], {"seed": 7}, "has no parameters cell", id="no-cell"),
+        pytest.param(["parameters"], {"seed": 0}, "has seed at this value already", id="unchanged"),
+    ],
+)
+def test_parameters_without_effect_are_refused(tags, parameters, message, tmp_path):
+    output = tmp_path / "output.ipynb"
+    with pytest.raises(ValueError, match=message):
+        run_with(notebook(tmp_path, *tags), parameters, output)
+    assert not output.exists()

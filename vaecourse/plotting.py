@@ -1,0 +1,152 @@
+"""One look for every figure: functions that draw arrays on given axes, and compute nothing."""
+
+import sys
+from collections.abc import Mapping
+from importlib import resources
+
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
+
+
+def use_style() -> None:
+    """Switch matplotlib to the course's style and, inside IPython, its figures to vector graphics.
+
+    Examples
+    --------
+    >>> use_style()
+    >>> matplotlib.rcParams["axes.spines.top"]
+    False
+    """
+    with resources.as_file(resources.files("vaecourse") / "style.mplstyle") as path:
+        matplotlib.style.use(path)
+    ipython = sys.modules.get("IPython")
+    if ipython is not None and ipython.get_ipython() is not None:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+        set_matplotlib_formats("svg")  # type: ignore[no-untyped-call]
+
+
+def plot_regression(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    grid: ArrayLike,
+    loc: ArrayLike,
+    scale: ArrayLike | None = None,
+    label: str | None = None,
+    ax: Axes,
+) -> Axes:
+    """Draw points, the predicted mean, and a band of two standard deviations around it.
+
+    Parameters
+    ----------
+    x, y : array_like, N values
+        The data.
+    grid, loc : array_like, M values
+        Where the mean is drawn, and its values.
+    scale : array_like, M values or one, optional
+        Standard deviation along the grid; no band if left out.
+    label : str, optional
+        Legend entry of the mean; no entry if left out.
+    ax : Axes
+        Where to draw.
+
+    Returns
+    -------
+    Axes
+        The axes given.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> ax = plot_regression([0, 1], [0, 1], grid=[0, 1], loc=[0, 1], ax=plt.figure().subplots())
+    >>> len(ax.lines)
+    1
+    """
+    grid, loc = np.ravel(grid), np.ravel(loc)
+    (line,) = ax.plot(grid, loc, label=label)
+    if scale is not None:
+        width = 2 * np.ravel(scale)
+        ax.fill_between(grid, loc - width, loc + width, color=line.get_color(), alpha=0.2, linewidth=0)
+    ax.scatter(np.ravel(x), np.ravel(y), s=16, color="black", alpha=0.7, zorder=3, linewidth=0)
+    return ax
+
+
+def plot_curves(
+    x: ArrayLike, curves: Mapping[str, ArrayLike], *, mark_minimum: bool = False, ax: Axes
+) -> Axes:
+    """Draw several curves over the same values, one legend entry each.
+
+    Parameters
+    ----------
+    x : array_like, M values
+        Common horizontal positions.
+    curves : mapping of str to array_like, M values each
+        Label and heights of each curve.
+    mark_minimum : bool
+        Whether to put a dot on the lowest point of each curve.
+    ax : Axes
+        Where to draw.
+
+    Returns
+    -------
+    Axes
+        The axes given.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> ax = plot_curves([0, 1, 2], {"parabola": [1, 0, 1]}, mark_minimum=True, ax=plt.figure().subplots())
+    >>> ax.get_legend_handles_labels()[1]
+    ['parabola']
+    """
+    x = np.ravel(x)
+    for (label, values), style in zip(curves.items(), _line_styles(len(curves)), strict=True):
+        heights = np.ravel(values)
+        (line,) = ax.plot(x, heights, style, label=label)
+        if mark_minimum:
+            lowest = int(np.argmin(heights))
+            ax.plot(x[lowest], heights[lowest], "o", color=line.get_color())
+    ax.legend()
+    return ax
+
+
+def plot_trajectories(paths: Mapping[str, ArrayLike], *, target: ArrayLike, ax: Axes) -> Axes:
+    """Draw the paths that optimisers take through a plane of two parameters.
+
+    Parameters
+    ----------
+    paths : mapping of str to array_like, shape (steps, 2)
+        Label and visited points of each path; later ones are drawn thinner, so that
+        coinciding paths stay visible.
+    target : array_like, 2 values
+        The minimum, marked with a star.
+    ax : Axes
+        Where to draw.
+
+    Returns
+    -------
+    Axes
+        The axes given.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> ax = plot_trajectories({"path": [[0, 0], [1, 1]]}, target=[1, 1], ax=plt.figure().subplots())
+    >>> len(ax.lines)
+    2
+    """
+    widths = np.linspace(6.0, 1.5, len(paths)) if len(paths) > 1 else [2.0]
+    for (label, path), width in zip(paths.items(), widths, strict=True):
+        points = np.asarray(path)
+        ax.plot(points[:, 0], points[:, 1], ".-", linewidth=width, markersize=width + 4, label=label)
+    ax.plot(*np.ravel(target), "*", color="black", markersize=12)
+    ax.legend()
+    return ax
+
+
+def _line_styles(count: int) -> list[str]:
+    """Line styles that differ where there are several curves, for readers who see no colours."""
+    return (["-", "--", "-.", ":"] * count)[:count]
