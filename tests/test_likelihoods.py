@@ -131,8 +131,8 @@ def test_bfloat16_params_stay_near_float32(make):
     likelihood = make().float()
     x, params = data(5, 784).float(), matching(likelihood, 5, data_dim=784).float()
     nll, exact = likelihood.nll(x, params.bfloat16()), likelihood.nll(x, params)
-    # 8 bits, a relative 2^-9 of each parameter; errors of either sign average out over the pixels
-    torch.testing.assert_close(nll, exact, rtol=5e-3, atol=0.5)
+    # 8 bits: a log_scale of 3 moves by up to 0.006, hence its pixel's squared error by 1.2 %
+    torch.testing.assert_close(nll, exact, rtol=2e-2, atol=0.5)
 
 
 @EVERY_LIKELIHOOD
@@ -308,6 +308,15 @@ def test_per_pixel_scale_bounds_nll_of_perfect_reconstruction(floor):
     ]
     assert nll == sorted(nll, reverse=True)
     assert nll[-1] == pytest.approx(floor + HALF_LOG_2PI, abs=1e-6)
+
+
+def test_per_pixel_scale_floor_is_soft():
+    """At the floor softplus gives log 2 more, and still half of the gradient."""
+    params = torch.tensor([[0.0, -6.0]], dtype=F64, requires_grad=True)
+    log_scale = GaussianLikelihood("per_pixel").distribution(params).scale.log()
+    (gradient,) = torch.autograd.grad(log_scale.sum(), params)
+    assert log_scale.item() == pytest.approx(-6 + math.log(2))
+    assert gradient.tolist() == [[0.0, pytest.approx(0.5)]]
 
 
 def test_per_pixel_scale_has_no_shared_scale():

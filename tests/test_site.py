@@ -52,7 +52,9 @@ def test_page_loads_nothing_from_other_hosts(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_page_images_have_alternative_text(page):
     images = [attributes for tag, attributes in Elements(page).found if tag == "img"]
-    bare = [i["src"] for i in images if not (i.get("alt") or "").strip() or "_images/" in (i.get("alt") or "")]
+    bare = [
+        i["src"] for i in images if not (i.get("alt") or "").strip() or "_images/" in (i.get("alt") or "")
+    ]
     assert bare == []
 
 

@@ -68,9 +68,9 @@ def test_fit_linear_vae_approaches_ppca(digits_x):
     target = best.weight @ best.weight.T  # does not depend on rotation, which is learnt last
     reached = model.double().weight @ model.weight.T
     assert (start - target).norm() > target.norm()
-    assert (reached - target).norm() < 0.25 * target.norm()
+    assert (reached - target).norm() < 0.4 * target.norm()  # 0.2 to 0.3 over seeds: noise of Adam's steps
     gap = (best.log_likelihood(digits_x) - model.log_likelihood(digits_x)).mean().item()
-    assert 0 < gap < 0.05  # of 41.27 nats
+    assert 0 < gap < 0.03  # of 41.27 nats; about 0.01 over seeds
 
 
 def test_fit_linear_vae_collapses_where_every_eigenvalue_is_below_the_variance(digits_x):
@@ -257,12 +257,13 @@ def nan_at(step: int, kind: str):
     return loss_fn
 
 
-@pytest.mark.parametrize("kind", ["nan", "inf", "gradient"])
-def test_fit_stops_before_a_bad_step_and_names_it(kind):
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("nan", "the loss is nan"), ("inf", "the loss is inf"), ("gradient", "a gradient is not finite")],
+)
+def test_fit_stops_before_a_bad_step_and_names_it(kind, message):
     model = layer()
-    with pytest.raises(
-        FloatingPointError, match=r"(the loss is (nan|inf)|gradient is not finite) at epoch 1, step 2"
-    ):
+    with pytest.raises(FloatingPointError, match=f"{message} at epoch 1, step 2"):
         run(model, loss_fn=nan_at(4 + 2, kind))  # four steps an epoch
     stopped = state(model)
     assert all(weight.isfinite().all() for weight in stopped)
