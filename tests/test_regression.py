@@ -77,7 +77,7 @@ def test_misplaced_parentheses_give_no_density():
     loc, scale = 0.7, 0.5
 
     def misplaced(x: float) -> float:
-        return math.exp(-0.5 * (x - loc) / scale) / (scale * math.sqrt(2 * math.pi))
+        return math.exp(-0.5 * (x - loc) / scale**2) / (scale * math.sqrt(2 * math.pi))
 
     reaches = (5.0, 10.0, 20.0, 40.0)
     wrong = [integrate.quad(misplaced, loc - reach, loc + reach)[0] for reach in reaches]
@@ -85,8 +85,8 @@ def test_misplaced_parentheses_give_no_density():
         integrate.quad(density, loc - reach, loc + reach, args=(loc, scale), points=[loc])[0]
         for reach in reaches
     ]
-    # 2 / sqrt(2 pi) * 2 sinh(reach / (2 scale)): it multiplies by e^reach each time the reach doubles
-    expected = [4 / math.sqrt(2 * math.pi) * math.sinh(reach / (2 * scale)) for reach in reaches]
+    # 4 scale / sqrt(2 pi) * sinh(reach / (2 scale**2)), which grows exponentially with the reach
+    expected = [4 * scale / math.sqrt(2 * math.pi) * math.sinh(reach / (2 * scale**2)) for reach in reaches]
     assert wrong == pytest.approx(expected, rel=1e-8)
     assert wrong[-1] > 1e16
     assert right == pytest.approx([1.0] * 4, abs=1e-9)

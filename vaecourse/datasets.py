@@ -167,52 +167,6 @@ def noisy_line(
     return x, intercept + slope * x + scale * torch.exp(growth * x) * noise
 
 
-def noisy_sine(
-    num_points: int, *, scale: float = 0.2, growth: float = 0.0, seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Toy regression data: a sine seen through Gaussian noise.
-
-    Implements: ``y = sin(2 pi x) + scale * exp(growth * x) * eps``, ``eps ~ N(0, 1)``, ``x ~ U(0, 1)``.
-
-    Parameters
-    ----------
-    num_points : int
-        How many points, at least 1.
-    scale : float
-        Standard deviation of the noise at ``x = 0``, positive.
-    growth : float
-        How fast the log of that standard deviation grows with x; 0 keeps it constant.
-    seed : int
-        Seed of the generator that draws x and the noise.
-
-    Returns
-    -------
-    x : Tensor, float64, shape (num_points, 1)
-        Sorted positions in (0, 1).
-    y : Tensor, float64, shape (num_points, 1)
-        Noisy observations.
-
-    Raises
-    ------
-    ValueError
-        If `num_points` is below 1 or `scale` is not a positive number.
-
-    Examples
-    --------
-    >>> x, y = noisy_sine(5)
-    >>> x.shape == y.shape == (5, 1)
-    True
-    """
-    if num_points < 1:
-        raise ValueError(f"num_points must be at least 1, got {num_points}")
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale is a standard deviation and must be positive, got {scale}")
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.rand(num_points, 1, generator=generator, dtype=torch.float64).sort(dim=0).values
-    noise = torch.randn(num_points, 1, generator=generator, dtype=torch.float64)
-    return x, torch.sin(2 * math.pi * x) + scale * torch.exp(growth * x) * noise
-
-
 def to_unit_interval(images: Tensor, *, max_level: int = 255) -> Tensor:
     """Grey levels divided by the highest level and flattened: inputs in [0, 1].
 

@@ -226,7 +226,7 @@ def active_units(
     if len(x) < 2:
         raise ValueError(f"a variance needs at least two examples, got {len(x)}")
     means = torch.cat([model.encode(batch)[0] for batch in _batches(x, batch_size)])
-    return ActiveUnits(means.double().var(dim=0, correction=0).cpu(), threshold)
+    return ActiveUnits(means.cpu().double().var(dim=0, correction=0), threshold)
 
 
 def nats_to_bits_per_dim(nats: float, data_dim: int, *, num_levels: float = 256) -> float:
