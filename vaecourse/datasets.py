@@ -233,11 +233,11 @@ def dequantize(images: Tensor, *, max_level: int = 255, generator: torch.Generat
     True
     """
     _check_levels(images, max_level)
-    levels = images.flatten(
-        1
-    ).double()  # (N, H, W) -> (N, H * W); float32 could round (255 + u) / 256 up to 1
+    # in float32, 255 + u may round up to 256; MPS has nothing wider, hence the last line
+    exact = torch.float32 if images.device.type == "mps" else torch.float64
+    levels = images.flatten(1).to(exact)  # (N, H, W) -> (N, H * W)
     noise = torch.rand(levels.shape, generator=generator, device=levels.device)
-    x = ((levels + noise.double()) / (max_level + 1)).float()
+    x = ((levels + noise.to(exact)) / (max_level + 1)).float()
     return torch.minimum(x, torch.tensor(1 - 2.0**-24, device=x.device))
 
 
