@@ -17,6 +17,7 @@ test: $(VENV)/.test  ## run everything that must pass, one line per stage
 
 nightly: $(VENV)/.test  ## run the slow sweeps that `make test` leaves out
 	$(BIN)/python -m pytest -m slow
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest tests/test_densities.py tests/test_divergences.py
 
 serve: book  ## build the site and serve it on this machine
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html

@@ -1,5 +1,6 @@
 """Fixtures and settings that every test file shares."""
 
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,7 +15,9 @@ from vaecourse.datasets import digits, mnist
 
 # The same examples on every machine: a property test that fails, fails everywhere.
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=200, database=None)
-settings.load_profile("repeatable")
+# Many fresh examples, for the nightly job.
+settings.register_profile("nightly", deadline=None, max_examples=10_000, database=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 mpmath.mp.dps = 60  # digits; enough for exp(t) - 1 - t at t = 1e-15, where 30 of them cancel
 

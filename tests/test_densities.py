@@ -581,3 +581,39 @@ def test_density_of_any_scale_is_a_number_or_a_value_error(density, pair, scale)
         return
     assert nll.shape == loc.shape[: loc.ndim - x.ndim + 1]
     assert not nll.isnan().any()
+
+
+# --- every float32 number ---------------------------------------------------------------------------------
+
+
+def every_float32(largest: float, chunk: int = 1 << 24):
+    """All float32 numbers from 0 to `largest`, and their negatives, in chunks."""
+    last = int(np.float32(largest).view(np.uint32))
+    for start in range(0, last + 1, chunk):
+        positive = np.arange(start, min(start + chunk, last + 1), dtype=np.uint32).view(np.float32)
+        yield positive
+        yield -positive
+
+
+def log_normalizer_in_float64(a: np.ndarray) -> np.ndarray:
+    a = np.where(a == 0, 1e-9, a.astype(np.float64))  # the limit at 0, to 1e-19
+    return np.log(a / np.tanh(a / 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("function", "truth", "ulps"),
+    [
+        (lambda a: bernoulli_nll(torch.zeros_like(a), a), lambda a: np.logaddexp(0, a.astype(np.float64)), 2),
+        (continuous_bernoulli_log_normalizer, log_normalizer_in_float64, 3),
+    ],
+    ids=["bernoulli_nll", "log_normalizer"],
+)
+def test_density_is_accurate_for_every_float32_logit(function, truth, ulps):
+    worst = 0.0
+    for a in every_float32(80.0):  # softplus stays a normal float32 number down to -87
+        expected = truth(a)
+        unit = np.spacing(expected.astype(np.float32)).astype(np.float64)
+        error = np.abs(function(torch.from_numpy(a)).numpy().astype(np.float64) - expected) / unit
+        worst = max(worst, float(error.max()))
+    assert worst <= ulps
