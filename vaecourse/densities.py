@@ -53,11 +53,7 @@ def gaussian_nll(x: Tensor, loc: Tensor, scale: float | Tensor) -> Tensor:
     >>> gaussian_nll(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), 1.0)  # 25/2 + log(2 pi)
     tensor([14.3379])
     """
-    x, loc = as_float("x", x), as_float("loc", loc)
-    check_shapes(x, "loc", loc)
-    check_finite(x=x, loc=loc)
-    scale = check_scale(scale, loc)
-    log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale)
+    x, loc, scale, log_scale = _location_scale(x, loc, scale)
     elementwise = 0.5 * ((x - loc) / scale).square() + (log_scale + _HALF_LOG_2PI)
     return _sum_event(elementwise, x)
 
@@ -91,11 +87,7 @@ def laplace_nll(x: Tensor, loc: Tensor, scale: float | Tensor) -> Tensor:
     >>> laplace_nll(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), 1.0)  # 7 + 2 log 2
     tensor([8.3863])
     """
-    x, loc = as_float("x", x), as_float("loc", loc)
-    check_shapes(x, "loc", loc)
-    check_finite(x=x, loc=loc)
-    scale = check_scale(scale, loc)
-    log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale)
+    x, loc, scale, log_scale = _location_scale(x, loc, scale)
     return _sum_event((x - loc).abs() / scale + (log_scale + _LOG_2), x)
 
 
@@ -251,6 +243,17 @@ def continuous_bernoulli_mean(logits: Tensor) -> Tensor:
     a2 = a.square()
     series = a * (1 / 12 + a2 * (-1 / 720 + a2 * (1 / 30240 + a2 * (-1 / 1209600 + a2 / 47900160))))
     return 0.5 + torch.where(near_zero, series, 0.5 / torch.tanh(0.5 * safe) - 1 / safe)
+
+
+def _location_scale(
+    x: Tensor, loc: Tensor, scale: float | Tensor
+) -> tuple[Tensor, Tensor, float | Tensor, float | Tensor]:
+    """Return the checked arguments of a location-scale density, and the logarithm of the scale."""
+    x, loc = as_float("x", x), as_float("loc", loc)
+    check_shapes(x, "loc", loc)
+    check_finite(x=x, loc=loc)
+    scale = check_scale(scale, loc)
+    return x, loc, scale, scale.log() if isinstance(scale, Tensor) else math.log(scale)
 
 
 def _split_near_zero(logits: Tensor) -> tuple[Tensor, Tensor]:
