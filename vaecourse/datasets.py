@@ -15,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from sklearn import datasets as sklearn_datasets
 from torch import Tensor
 
 MNIST_SHA256 = "39b9b1ffaa0ba4d8995a616551f0966941fe02a3fe79ba4a9db7373db16d53ad"
@@ -81,7 +80,9 @@ def digits() -> tuple[Tensor, Tensor]:
     >>> images.shape, int(images.max())
     (torch.Size([1797, 8, 8]), 16)
     """
-    bunch = sklearn_datasets.load_digits()
+    from sklearn.datasets import load_digits  # costs as much time to import as all the rest
+
+    bunch = load_digits()
     return torch.from_numpy(bunch.images.astype(np.uint8)), torch.from_numpy(bunch.target.astype(np.int64))
 
 
@@ -108,7 +109,9 @@ def diabetes() -> tuple[Tensor, Tensor]:
     >>> x.shape, y.mean().item()
     (torch.Size([442, 10]), 152.13348416289594)
     """
-    x, y = sklearn_datasets.load_diabetes(return_X_y=True)
+    from sklearn.datasets import load_diabetes  # as in digits
+
+    x, y = load_diabetes(return_X_y=True)
     return torch.from_numpy(x), torch.from_numpy(y).unsqueeze(1)  # (442,) -> (442, 1)
 
 
