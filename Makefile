@@ -30,6 +30,7 @@ format: $(VENV)/.test  ## format and lint, notebooks too
 	$(BIN)/ruff check --fix .
 
 constraints: $(VENV)/.test  ## write down the versions that are installed now
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test,coursework,bench]"
 	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable | sed 's/+.*//' > constraints.txt
 
 clean:  ## remove everything that was built, the environment too
