@@ -39,6 +39,7 @@ def scale_term(log_scale: float) -> mpf:
 # --- against independent implementations -----------------------------------------------------------------
 
 
+@pytest.mark.equation("eq-kl-closed-form")
 def test_kl_standard_normal_matches_torch_distributions():
     loc, log_scale = normal(5, 3, seed=0), normal(5, 3, seed=1)
     q, p = distributions.Normal(loc, log_scale.exp()), distributions.Normal(torch.zeros(3), torch.ones(3))
@@ -63,6 +64,8 @@ def test_kl_normal_broadcasts_the_prior(shape):
     torch.testing.assert_close(kl_normal(loc, log_scale, prior_loc, prior_log_scale), expected)
 
 
+@pytest.mark.equation("eq-kl-definition")
+@pytest.mark.equation("eq-kl-closed-form")
 @pytest.mark.parametrize("loc", [0.0, 0.7, -3.0])
 @pytest.mark.parametrize("scale", [0.1, 0.4, 1.0, 2.0])
 def test_kl_standard_normal_matches_quadrature(loc, scale):
@@ -77,6 +80,7 @@ def test_kl_standard_normal_matches_quadrature(loc, scale):
     )
 
 
+@pytest.mark.equation("eq-kl-closed-form")
 def test_kl_standard_normal_matches_hand_value():
     # loc 3 and 4, log_scale log 2: (25 + 2 * (4 - 1 - 2 log 2)) / 2; a log-variance would give 2 - 1 - log 2
     kl = kl_standard_normal(torch.tensor([[3.0, 4.0]]), torch.full((1, 2), math.log(2)))
@@ -126,6 +130,7 @@ def test_kl_standard_normal_is_zero_iff_prior(dtype, loc, log_scale):
     assert kl > 0 or (kl == 0 and loc == 0 and log_scale == 0)
 
 
+@pytest.mark.equation("eq-kl-definition")
 @given(st.lists(st.tuples(locs, log_scales, locs, log_scales), min_size=1, max_size=4))
 def test_kl_normal_is_nonnegative(rows):
     arguments = torch.tensor(rows, dtype=F64).T.unsqueeze(1)  # (latents, 4) -> (4, 1, latents)

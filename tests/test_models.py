@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy as np
 import pytest
@@ -27,15 +28,8 @@ def squared_column_norms(model: LinearVAE) -> Tensor:
 
 
 def exact_negative_elbo(model: LinearVAE, x: Tensor, beta: float = 1.0) -> float:
-    """Mean of -ELBO without sampling."""
     with torch.no_grad():
-        loc, log_scale = model.encode(x)
-        variance = float(model.likelihood.scale) ** 2
-        square = (x - model.decode(loc)).square().sum(1)
-        square = square + (2 * log_scale).exp() @ squared_column_norms(model)
-        kl = (loc.square() + (2 * log_scale).exp() - 1 - 2 * log_scale).sum(1) / 2
-        nll = square / (2 * variance) + x.shape[1] / 2 * math.log(2 * math.pi * variance)
-        return (nll + beta * kl).mean().item()
+        return -model.exact_elbo_terms(x).elbo(beta).mean().item()
 
 
 # --- networks --------------------------------------------------------------------------------------------
@@ -130,6 +124,7 @@ def some_linear_vae(scale: float | str = 0.6) -> LinearVAE:
     return model
 
 
+@pytest.mark.equation("eq-linear-evidence")
 @pytest.mark.parametrize("scale", [0.6, "learned"])
 def test_log_likelihood_matches_scipy(scale):
     model, x = some_linear_vae(scale), random(4, 5, seed=9)
@@ -140,6 +135,7 @@ def test_log_likelihood_matches_scipy(scale):
     np.testing.assert_allclose(model.log_likelihood(x).detach().numpy(), expected, rtol=1e-10)
 
 
+@pytest.mark.equation("eq-linear-posterior")
 @pytest.mark.parametrize("scale", [0.6, "learned"])
 def test_exact_posterior_obeys_bayes_rule(scale):
     model, x, z = some_linear_vae(scale), random(4, 5, seed=9), random(4, 2, seed=10)
@@ -147,6 +143,36 @@ def test_exact_posterior_obeys_bayes_rule(scale):
         1
     )
     torch.testing.assert_close(joint - model.exact_posterior(x).log_prob(z), model.log_likelihood(x))
+
+
+@pytest.mark.equation("eq-linear-expected-error")
+@pytest.mark.parametrize("scale", [0.6, "learned"])
+def test_exact_elbo_terms_match_quadrature(scale):
+    """Gauss-Hermite quadrature over the two latents is exact for the quadratic log-likelihood."""
+    model, x = some_linear_vae(scale), random(4, 5, seed=9)
+    nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(6))
+    eps = torch.cartesian_prod(nodes, nodes)[:, None]  # (36, 1, 2)
+    weight = torch.cartesian_prod(weights, weights).prod(1) / (2 * math.pi)  # (36,)
+    loc, log_scale = model.encode(x)
+    nll = weight @ model.likelihood.nll(x, model.decode(loc + log_scale.exp() * eps))
+    q = torch.distributions.Normal(loc, log_scale.exp())
+    kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(1)
+    terms = model.exact_elbo_terms(x)
+    torch.testing.assert_close(terms.nll, nll)
+    torch.testing.assert_close(terms.kl, kl)
+
+
+def test_exact_elbo_terms_gradient_reaches_every_parameter():
+    model = some_linear_vae("learned")
+    model.exact_elbo_terms(random(4, 5)).elbo().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (5,)], ids=str)
+def test_exact_elbo_terms_rejects_other_shapes(shape):
+    with pytest.raises(ValueError, match=re.escape(f"x must have shape (batch, 5), got {shape}")):
+        some_linear_vae().exact_elbo_terms(random(*shape))
 
 
 def test_linear_encoder_scale_does_not_depend_on_x():
@@ -163,6 +189,8 @@ def test_linear_vae_rejects_scale_without_closed_form(scale):
 # --- probabilistic PCA on the small digits ---------------------------------------------------------------
 
 
+@pytest.mark.equation("eq-ppca-variance")
+@pytest.mark.equation("eq-ppca-likelihood")
 def test_from_ppca_maximises_likelihood_of_digits(digits_x):
     model = LinearVAE.from_ppca(digits_x, 10)
     assert model.likelihood.scale**2 == pytest.approx(0.0227514, abs=5e-8)
@@ -176,6 +204,7 @@ def test_from_ppca_maximises_likelihood_of_digits(digits_x):
     assert by_model == pytest.approx(by_eigenvalues, rel=1e-10)
 
 
+@pytest.mark.equation("eq-ppca-weights")
 @pytest.mark.parametrize(
     ("variance", "norms", "negative_elbo"),
     [(0.5, [0.199, 0.139, 0.054, 0, 0], 41.2741), (1.0, [0, 0, 0, 0, 0], 61.1587)],
@@ -188,12 +217,15 @@ def test_from_ppca_reaches_known_optimum_on_digits(digits_x, variance, norms, ne
     assert -model.log_likelihood(digits_x).mean().item() == pytest.approx(negative_elbo, abs=5e-5)
 
 
+@pytest.mark.equation("eq-active-latents")
 @pytest.mark.parametrize(("variance", "count"), [(32, 0), (1, 0), (0.5, 3), (0.1, 12), (0.02, 30)])
 def test_from_ppca_keeps_latents_whose_eigenvalue_exceeds_the_variance(digits_x, variance, count):
     model = LinearVAE.from_ppca(digits_x, 63, scale=variance**0.5)
     assert (squared_column_norms(model) > 0).sum() == count
 
 
+@pytest.mark.equation("eq-ppca-weights")
+@pytest.mark.equation("eq-active-latents")
 @pytest.mark.parametrize("beta", [0.2, 1.0, 3.0])
 def test_from_ppca_is_a_stationary_point_of_its_objective(digits_x, beta):
     """The gradient of the exact beta-weighted objective vanishes, for decoder and encoder."""
@@ -207,6 +239,7 @@ def test_from_ppca_is_a_stationary_point_of_its_objective(digits_x, beta):
         assert parameter.grad.abs().max() < 1e-9, name
 
 
+@pytest.mark.equation("eq-ppca-weights")
 @pytest.mark.parametrize("beta", [0.2, 3.0])
 def test_from_ppca_is_a_minimum_of_its_objective(digits_x, beta):
     model = LinearVAE.from_ppca(digits_x, 5, scale=0.4, beta=beta)
@@ -233,6 +266,7 @@ def test_beta_and_variance_enter_the_weights_through_their_product(digits_x):
     )
 
 
+@pytest.mark.equation("eq-exact-encoder")
 @pytest.mark.parametrize("variance", [0.02, 0.1, 0.5])
 def test_from_ppca_posterior_is_exact(digits_x, variance):
     model = LinearVAE.from_ppca(digits_x, 5, scale=variance**0.5)
@@ -261,6 +295,7 @@ def test_mnist_spectrum_matches_known_values(mnist_spectrum, mnist_train):
     assert (mnist_train.amax(0) == mnist_train.amin(0)).sum() == 67
 
 
+@pytest.mark.equation("eq-active-latents")
 @pytest.mark.parametrize(
     ("variance", "count"),
     [
@@ -273,6 +308,8 @@ def test_active_latents_of_mnist_are_eigenvalues_above_the_variance(mnist_spectr
     assert (squared_column_norms(model) > 0).sum() == count
 
 
+@pytest.mark.equation("eq-ppca-variance")
+@pytest.mark.equation("eq-ppca-likelihood")
 @pytest.mark.parametrize(
     ("latent_dim", "variance", "log_likelihood"),
     [

@@ -49,17 +49,6 @@ def fitted_vae() -> LinearVAE:
     return LinearVAE.from_ppca(x, 2)
 
 
-def exact_terms(model: LinearVAE, x: Tensor) -> ElboTerms:
-    """Both terms without sampling: E ||x - W z - mu||^2 = ||x - W m - mu||^2 + tr(W S W')."""
-    loc, log_scale = model.encode(x)
-    variance = float(model.likelihood.scale) ** 2
-    square = (x - loc @ model.weight.T - model.decoder.bias).square().sum(1)
-    square = square + (model.weight.square() @ (2 * log_scale).exp().T).sum(0)
-    nll = square / (2 * variance) + x.shape[1] / 2 * math.log(2 * math.pi * variance)
-    kl = (loc.square() + (2 * log_scale).exp() - 1 - 2 * log_scale).sum(1) / 2
-    return ElboTerms(nll, kl)
-
-
 def within_standard_errors(draws: Tensor, expected: Tensor, count: float = 4.5) -> bool:
     error = draws.std(0) / len(draws) ** 0.5
     return bool(((draws.mean(0) - expected).abs() <= count * error).all())
@@ -78,9 +67,10 @@ def test_elbo_weighs_kl_by_one_unless_told():
     assert torch.equal(terms.elbo(), terms.elbo(1.0))
 
 
+@pytest.mark.equation("eq-elbo-terms")
 def test_elbo_terms_matches_closed_form():
     model, x = linear_vae(), data(3, 5)
-    exact = exact_terms(model, x)
+    exact = model.exact_elbo_terms(x)
     with torch.no_grad():
         numbers = generator()
         draws = torch.stack([elbo_terms(model, x, num_samples=50, generator=numbers).nll for _ in range(400)])
@@ -157,20 +147,22 @@ def test_negative_elbo_gradient_reaches_every_parameter(likelihood):
 # --- the bound and its gap -------------------------------------------------------------------------------
 
 
+@pytest.mark.equation("eq-elbo-gap")
 def test_elbo_gap_is_kl_to_the_exact_posterior():
     """log p - ELBO = KL(q || p(z|x)), both sides in closed form."""
     model, x = linear_vae(), data(6, 5)
     loc, log_scale = model.encode(x)
     q = distributions.MultivariateNormal(loc, scale_tril=torch.diag_embed(log_scale.exp()))
     gap = distributions.kl_divergence(q, model.exact_posterior(x))
-    torch.testing.assert_close(model.log_likelihood(x) - exact_terms(model, x).elbo(), gap)
+    torch.testing.assert_close(model.log_likelihood(x) - model.exact_elbo_terms(x).elbo(), gap)
     assert gap.min() > 0.1
 
 
+@pytest.mark.equation("eq-elbo-gap")
 def test_elbo_gap_is_zero_for_the_exact_posterior():
     model = fitted_vae()
     x = data(6, 5, seed=4)
-    torch.testing.assert_close(exact_terms(model, x).elbo(), model.log_likelihood(x))
+    torch.testing.assert_close(model.exact_elbo_terms(x).elbo(), model.log_likelihood(x))
 
 
 def test_importance_weights_are_constant_for_the_exact_posterior():
@@ -217,9 +209,10 @@ def test_log_importance_weights_keep_the_noise_of_a_narrow_posterior():
 def test_importance_weighted_bound_at_one_sample_is_elbo_draw():
     model, x = linear_vae(), data(4, 5)
     bound = importance_weighted_bound(model, x.repeat(20_000, 1), num_samples=1, generator=generator())
-    assert within_standard_errors(bound.reshape(20_000, 4), exact_terms(model, x).elbo())
+    assert within_standard_errors(bound.reshape(20_000, 4), model.exact_elbo_terms(x).elbo())
 
 
+@pytest.mark.equation("eq-importance-weighted-bound")
 def test_importance_weighted_bound_is_log_mean_weight():
     model, x = linear_vae(), data(4, 5)
     weights = log_importance_weights(model, x, num_samples=7, generator=generator()).exp()
@@ -234,6 +227,7 @@ def test_importance_weighted_bound_survives_underflowing_weights():
     assert bound.isfinite().all()
 
 
+@pytest.mark.equation("eq-importance-weighted-bound")
 def test_importance_weighted_bound_bounds_log_evidence_and_rises_with_samples():
     model, x = linear_vae(), data(3, 5)
     exact = model.log_likelihood(x).mean()
@@ -285,6 +279,7 @@ def gradient_draws(loc: float, scale: float, count: int) -> tuple[Tensor, Tensor
     return by_loc[:, 0], by_log_scale[:, 0]
 
 
+@pytest.mark.equation("eq-reparameterisation")
 def test_reparameterised_gradient_matches_analytic_gradient():
     loc, scale = 0.7, 0.4
     by_loc, by_log_scale = gradient_draws(loc, scale, 200_000)

@@ -11,6 +11,7 @@ from tests.notebook_rules import NOTEBOOK_METADATA, ROOT
 CHAPTERS = sorted((ROOT / "book").glob("[0-9]*.ipynb"))
 PARAMETERS = {
     "01_gaussian_regression": {"seed": 1, "num_points": 30},
+    "02_vae_elbo": {"seed": 1, "noise_scale": 0.2, "num_images": 4000, "num_epochs": 12},
 }
 
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, distributions, nn
 
 from vaecourse._checks import check_finite
+from vaecourse.divergences import kl_standard_normal
 from vaecourse.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
+from vaecourse.objectives import ElboTerms
 
 
 def mlp(dims: Sequence[int], *, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
@@ -397,6 +399,44 @@ class LinearVAE(VAE):
         scaled = (x - self.decoder.bias) @ self.weight / variance  # (batch, D) @ (D, K) -> (batch, K)
         loc = torch.linalg.solve(precision, scaled.T).T
         return distributions.MultivariateNormal(loc, precision_matrix=precision)
+
+    def exact_elbo_terms(self, x: Tensor) -> ElboTerms:
+        """Both terms of the ELBO, with the expectation over q(z|x) taken in closed form.
+
+        Implements: ``nll = gaussian_nll(x, W m + mu, scale) + d @ (W**2).sum(0) / (2 * scale**2)``
+        with the mean m and the variances d of q(z|x).
+
+        Parameters
+        ----------
+        x : Tensor, shape (batch, data_dim)
+            Data.
+
+        Returns
+        -------
+        ElboTerms
+            Both terms per example, in nats; gradients reach encoder and decoder.
+
+        Raises
+        ------
+        ValueError
+            If `x` is not a matrix with data_dim columns.
+
+        References
+        ----------
+        Lucas, Tucker, Grosse and Norouzi, Don't Blame the ELBO! (2019).
+
+        Examples
+        --------
+        >>> LinearVAE(data_dim=3, latent_dim=2).exact_elbo_terms(torch.zeros(5, 3)).elbo().shape
+        torch.Size([5])
+        """
+        data_dim = self.weight.shape[0]
+        if x.ndim != 2 or x.shape[1] != data_dim:
+            raise ValueError(f"x must have shape (batch, {data_dim}), got {tuple(x.shape)}")
+        loc, log_scale = self.encode(x)
+        spread = (2 * log_scale).exp() @ self.weight.square().sum(0)  # (batch, K) @ (K,) -> (batch,)
+        nll = self.likelihood.nll(x, self.decode(loc)) + spread / (2 * self._variance())
+        return ElboTerms(nll=nll, kl=kl_standard_normal(loc, log_scale))
 
     @classmethod
     @torch.no_grad()

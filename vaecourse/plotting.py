@@ -1,5 +1,6 @@
 """One look for every figure: functions that draw arrays on given axes, and compute nothing."""
 
+import math
 import sys
 from collections.abc import Mapping
 from importlib import resources
@@ -144,6 +145,93 @@ def plot_trajectories(paths: Mapping[str, ArrayLike], *, target: ArrayLike, ax: 
         ax.plot(points[:, 0], points[:, 1], ".-", linewidth=width, markersize=width + 4, label=label)
     ax.plot(*np.ravel(target), "*", color="black", markersize=12)
     ax.legend()
+    return ax
+
+
+def plot_images(
+    images: ArrayLike,
+    *,
+    columns: int,
+    extent: tuple[float, float, float, float] | None = None,
+    ax: Axes,
+) -> Axes:
+    """Draw square images as one mosaic, row by row, black on white.
+
+    Parameters
+    ----------
+    images : array_like, shape (N, D) or (N, side, side)
+        Grey levels, 0 for paper and 1 for ink; D is the square of the side, N a
+        multiple of `columns`.  Values beyond are drawn as the nearest of the two.
+    columns : int
+        Images in a row.
+    extent : tuple of float, optional
+        Left, right, bottom and top of the mosaic in the coordinates of the axes, which
+        are hidden if left out.
+    ax : Axes
+        Where to draw.
+
+    Returns
+    -------
+    Axes
+        The axes given.
+
+    Raises
+    ------
+    ValueError
+        If the images are not square or do not fill the rows.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> ax = plot_images(np.zeros((6, 4)), columns=3, ax=plt.figure().subplots())
+    >>> ax.images[0].get_array().shape  # two rows of three images of 2 by 2 pixels
+    (4, 6)
+    """
+    pixels = np.asarray(images)
+    count = len(pixels)
+    side = math.isqrt(pixels[0].size) if count else 0
+    if columns < 1 or count == 0 or count % columns or pixels.size != count * side**2:
+        raise ValueError(
+            f"images must be square and fill rows of {columns}, got an array of shape {pixels.shape}"
+        )
+    rows = pixels.reshape(count // columns, columns, side, side)
+    mosaic = rows.swapaxes(1, 2).reshape(count // columns * side, columns * side)
+    ax.imshow(mosaic, cmap="gray_r", vmin=0, vmax=1, extent=extent, interpolation="nearest")
+    if extent is None:
+        ax.set_axis_off()
+    return ax
+
+
+def plot_latent_plane(codes: ArrayLike, labels: ArrayLike, *, ax: Axes) -> Axes:
+    """Draw two-dimensional codes, each as the numeral of its label; colours repeat after seven.
+
+    Parameters
+    ----------
+    codes : array_like, shape (N, 2)
+        Where to draw.
+    labels : array_like, N integers from 0 to 9
+        What to draw there.
+    ax : Axes
+        Where to draw.
+
+    Returns
+    -------
+    Axes
+        The axes given, with equal units across and up.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> ax = plot_latent_plane([[0, 0], [1, 1]], [3, 7], ax=plt.figure().subplots())
+    >>> len(ax.collections)  # one for each label that occurs
+    2
+    """
+    points, digits = np.asarray(codes), np.ravel(labels)
+    for digit in np.unique(digits):
+        chosen = points[digits == digit]
+        marker, color = f"${digit}$", f"C{digit % 7}"
+        ax.scatter(chosen[:, 0], chosen[:, 1], s=30, marker=marker, color=color, linewidth=0, rasterized=True)
+    ax.set_aspect("equal", adjustable="datalim")
     return ax
 
 

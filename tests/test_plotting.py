@@ -1,0 +1,84 @@
+"""Figures are made of the arrays given, in the places where a reader looks for them."""
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from vaecourse.plotting import plot_images, plot_latent_plane
+
+
+@pytest.fixture
+def ax():
+    return Figure().subplots()
+
+
+def numbered_images(count: int, side: int = 2) -> np.ndarray:
+    """Images whose pixels all hold their number."""
+    return np.repeat(np.arange(count), side * side).reshape(count, side * side) / count
+
+
+def test_plot_images_places_them_row_by_row(ax):
+    mosaic = plot_images(numbered_images(6), columns=3, ax=ax).images[0].get_array()
+    assert (mosaic[::2, ::2] * 6).tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_plot_images_keeps_each_image_upright(ax):
+    image = np.array([[0.1, 0.2], [0.3, 0.4]])  # first row on top
+    plot_images([image, image], columns=2, ax=ax)
+    assert ax.images[0].get_array().tolist() == [[0.1, 0.2, 0.1, 0.2], [0.3, 0.4, 0.3, 0.4]]
+    assert ax.images[0].origin == "upper"
+
+
+def test_plot_images_accepts_flat_and_square_images(ax):
+    flat = numbered_images(4)
+    first = plot_images(flat, columns=2, ax=ax).images[0].get_array()
+    second = plot_images(flat.reshape(4, 2, 2), columns=2, ax=ax).images[1].get_array()
+    np.testing.assert_array_equal(first, second)
+
+
+def test_plot_images_draws_ink_black_on_one_scale_for_all_images(ax):
+    image = plot_images(numbered_images(2), columns=2, ax=ax).images[0]
+    assert image.norm.vmin == 0 and image.norm.vmax == 1
+    assert image.cmap(1.0)[:3] == (0, 0, 0) and image.cmap(0.0)[:3] == (1, 1, 1)
+
+
+def test_plot_images_shows_axes_only_with_an_extent(ax):
+    assert not plot_images(numbered_images(2), columns=2, ax=ax).axison
+    other = Figure().subplots()
+    plot_images(numbered_images(2), columns=2, extent=(-1, 1, -2, 2), ax=other)
+    assert other.axison and list(other.images[0].get_extent()) == [-1, 1, -2, 2]
+
+
+@pytest.mark.parametrize(
+    ("shape", "columns"),
+    [((6, 4), 4), ((6, 5), 3), ((6, 2, 3), 3), ((0, 4), 1), ((6, 4), 0)],
+    ids=["row-not-full", "not-square", "oblong", "none", "no-columns"],
+)
+def test_plot_images_rejects_what_makes_no_mosaic(ax, shape, columns):
+    with pytest.raises(ValueError, match=f"fill rows of {columns}, got an array of shape"):
+        plot_images(np.zeros(shape), columns=columns, ax=ax)
+
+
+def test_plot_latent_plane_puts_each_numeral_at_its_code(ax):
+    codes, labels = np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]), [7, 3, 7]
+    threes, sevens = plot_latent_plane(codes, labels, ax=ax).collections
+    np.testing.assert_array_equal(threes.get_offsets(), codes[[1]])
+    np.testing.assert_array_equal(sevens.get_offsets(), codes[[0, 2]])
+
+
+def test_plot_latent_plane_draws_different_digits_in_different_shapes(ax):
+    plot_latent_plane(np.zeros((10, 2)), range(10), ax=ax)
+    outlines = {collection.get_paths()[0].vertices.tobytes() for collection in ax.collections}
+    assert len(outlines) == 10
+
+
+def test_plot_latent_plane_has_equal_units(ax):
+    assert plot_latent_plane([[0, 0], [1, 5]], [1, 2], ax=ax).get_aspect() == 1
+
+
+def test_plots_leave_global_state_alone(ax):
+    before = dict(mpl.rcParams)
+    plot_images(numbered_images(2), columns=2, ax=ax)
+    plot_latent_plane([[0, 0]], [1], ax=ax)
+    assert dict(mpl.rcParams) == before
