@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vaecourse.densities import gaussian_nll
 from vaecourse.divergences import kl_monte_carlo, kl_standard_normal
-from vaecourse.models import LinearVAE, mlp
+from vaecourse.likelihoods import GaussianLikelihood
+from vaecourse.models import LinearVAE, mlp, mlp_vae
 from vaecourse.objectives import elbo_terms, importance_weighted_bound, log_importance_weights
 
 F64 = torch.float64
@@ -172,6 +173,7 @@ def test_elbo_is_the_mean_log_importance_weight(x, loc, scale):
 
 
 @pytest.mark.equation("eq-elbo-terms")
+@pytest.mark.equation("eq-gaussian-elbo")
 @OBSERVATIONS
 @BELLS
 def test_elbo_is_reconstruction_minus_divergence_from_the_prior(x, loc, scale):
@@ -421,6 +423,33 @@ def test_mean_kl_is_information_plus_marginal_kl(locs, scales):
 def test_information_reaches_its_limits():
     assert surgery([-3, 0, 3], [0.1] * 3)[1] == pytest.approx(math.log(3), abs=1e-6)
     assert surgery([1, 1, 1], [0.5] * 3)[1] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.equation("eq-aggregate-moments")
+def test_rescaling_and_shifting_latents_changes_the_elbo_by_their_moments():
+    """The decoder undoes z -> a z + c, so the ELBO's slope at a = 1, c = 0 is that of the KL term alone."""
+    torch.manual_seed(0)
+    vae = mlp_vae(6, 3, hidden_dims=(5,), likelihood=GaussianLikelihood(0.5)).double()
+    x = torch.randn(50, 6, dtype=F64, generator=generator())
+    eps = torch.randn(50, 3, dtype=F64, generator=generator(1))
+    loc, log_scale = (t.detach() for t in vae.encode(x))
+    a, c = torch.ones(3, dtype=F64, requires_grad=True), torch.zeros(3, dtype=F64, requires_grad=True)
+    z = (a * loc + c) + a * log_scale.exp() * eps
+    nll = vae.likelihood.nll(x, vae.decode((z - c) / a))
+    loss = (nll + kl_standard_normal(a * loc + c, log_scale + a.log())).mean()
+    by_scale, by_shift = torch.autograd.grad(loss, (a, c))
+    torch.testing.assert_close(by_scale, (loc.square() + (2 * log_scale).exp()).mean(0) - 1)
+    torch.testing.assert_close(by_shift, loc.mean(0))
+    assert by_scale.abs().min() > 0.01 and by_shift.abs().min() > 0.01  # this model is at no optimum
+
+
+@pytest.mark.equation("eq-aggregate-moments")
+@pytest.mark.parametrize("beta", [0.05, 1.0, 5.0])
+def test_aggregate_posterior_of_the_optimum_has_the_moments_of_the_prior(digits_x, beta):
+    loc, log_scale = LinearVAE.from_ppca(digits_x, 8, scale=0.3, beta=beta).encode(digits_x)
+    second = (loc.square() + (2 * log_scale).exp()).mean(0)
+    torch.testing.assert_close(loc.mean(0), torch.zeros(8, dtype=F64), rtol=0, atol=1e-9)
+    torch.testing.assert_close(second, torch.ones(8, dtype=F64))
 
 
 # --- the tighter bound -----------------------------------------------------------------------------------

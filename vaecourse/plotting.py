@@ -203,7 +203,7 @@ def plot_images(
 
 
 def plot_latent_plane(codes: ArrayLike, labels: ArrayLike, *, ax: Axes) -> Axes:
-    """Draw two-dimensional codes, each as the numeral of its label; colours repeat after seven.
+    """Draw two-dimensional codes, each as the numeral of its label; the colour repeats it.
 
     Parameters
     ----------
@@ -229,7 +229,7 @@ def plot_latent_plane(codes: ArrayLike, labels: ArrayLike, *, ax: Axes) -> Axes:
     points, digits = np.asarray(codes), np.ravel(labels)
     for digit in np.unique(digits):
         chosen = points[digits == digit]
-        marker, color = f"${digit}$", f"C{digit % 7}"
+        marker, color = f"${digit}$", matplotlib.colormaps["tab10"](int(digit))
         ax.scatter(chosen[:, 0], chosen[:, 1], s=30, marker=marker, color=color, linewidth=0, rasterized=True)
     ax.set_aspect("equal", adjustable="datalim")
     return ax
