@@ -277,6 +277,64 @@ def implied_variance(recon_weight: float, kl_weight: float) -> float:
     return kl_weight / (2 * recon_weight)
 
 
+def kl_weight_for(
+    *,
+    data_dim: int,
+    latent_dim: int,
+    scale: float | None = None,
+    beta: float = 1.0,
+    recon: str = "mean",
+    kl: str = "sum",
+) -> float:
+    """Weight of the KL term that makes a loss with these reductions the negative ELBO that is wanted.
+
+    Implements: ``recon_weight = 1 / data_dim if recon == "mean" else 1``,
+    ``weight = beta * recon_weight * (2 * scale**2 or 1) * (latent_dim if kl == "mean" else 1)``,
+    the reverse of `implied_variance`.
+
+    Parameters
+    ----------
+    data_dim, latent_dim : int
+        Numbers per example D and latents K.
+    scale : float, optional
+        Standard deviation of the Gaussian decoder, if the reconstruction term is a squared
+        error; leave it out if that is a negative log-likelihood, such as a cross-entropy.
+    beta : float
+        Weight of the KL term in the objective; 1 for the ELBO.
+    recon : str
+        "mean" or "sum" over the numbers of an example.
+    kl : str
+        "sum" or "mean" over the latents.  Both terms are then averaged over the batch.
+
+    Returns
+    -------
+    float
+        The factor w in ``recon + w * kl``.
+
+    Raises
+    ------
+    ValueError
+        If a number is not positive or a reduction is neither "mean" nor "sum".
+
+    Examples
+    --------
+    >>> weight = kl_weight_for(data_dim=784, latent_dim=20, scale=0.1)  # square(x - recon).mean() + w * KL
+    >>> round(implied_variance(1 / 784, weight), 9)
+    0.01
+    """
+    numbers = {"data_dim": data_dim, "latent_dim": latent_dim, "scale": scale, "beta": beta}
+    for name, value in numbers.items():
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a positive number, got {value}")
+    for name, reduction in (("recon", recon), ("kl", kl)):
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"{name} must be 'mean' or 'sum', got {reduction!r}")
+    weight = beta if scale is None else beta * 2 * scale**2
+    if recon == "mean":
+        weight /= data_dim
+    return weight * latent_dim if kl == "mean" else weight
+
+
 def _draw_latents(
     loc: Tensor, log_scale: Tensor, num_samples: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,615 @@
+"""Losses as they are found, and what they turn out to assume."""
+
+import math
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor, distributions, nn
+from torch.nn import functional as F
+
+from vaecourse.densities import bernoulli_nll, continuous_bernoulli_nll, gaussian_nll, laplace_nll
+from vaecourse.diagnosis import LossDiagnosis, LossFn, diagnose_loss
+from vaecourse.objectives import implied_variance, kl_weight_for
+
+D, K = 784, 20
+
+
+def kl_terms(mu: Tensor, logvar: Tensor) -> Tensor:
+    return -0.5 * (1 + logvar - mu.square() - logvar.exp())
+
+
+def kl_sum(mu: Tensor, logvar: Tensor) -> Tensor:
+    return kl_terms(mu, logvar).sum(1)
+
+
+def diagnose(loss_fn: LossFn, **settings) -> LossDiagnosis:
+    return diagnose_loss(loss_fn, **{"data_dim": D, "latent_dim": K, **settings})
+
+
+def half_sse(r, x, mu, logvar):
+    return (0.5 * (r - x).square().sum(1) + kl_sum(mu, logvar)).mean()
+
+
+# --- the losses of well-known code, in our own words -----------------------------------------------------
+
+SIZES_64 = {"data_dim": 3 * 64 * 64, "latent_dim": 128}
+GAUSSIAN_ROWS = {
+    "half-sse": (half_sse, {}, 1.0),
+    "sse": (lambda r, x, m, v: ((r - x).square().sum(1) + kl_sum(m, v)).mean(), {}, 0.5),
+    "mean-error-tenth-of-mean-kl": (
+        lambda r, x, m, v: F.mse_loss(r, x) + 0.1 * kl_terms(m, v).mean(),
+        {"data_dim": 3 * 32 * 32, "latent_dim": 256},
+        0.6,
+    ),
+    "mean-error-small-kl": (
+        lambda r, x, m, v: F.mse_loss(r, x) + 2.5e-4 * kl_sum(m, v).mean(),
+        SIZES_64,
+        1.536,
+    ),
+    "its-validation": (lambda r, x, m, v: F.mse_loss(r, x) + kl_sum(m, v).mean(), SIZES_64, 6144.0),
+    "mean-error-mean-kl": (lambda r, x, m, v: F.mse_loss(r, x) + kl_terms(m, v).mean(), {}, 19.6),
+    "mean-error-kl": (lambda r, x, m, v: F.mse_loss(r, x) + kl_sum(m, v).mean(), {}, 392.0),
+    "kl-summed-over-the-batch": (
+        lambda r, x, m, v: F.mse_loss(r, x) + kl_terms(m, v).sum(),
+        {"data_dim": 3 * 28 * 28, "latent_dim": 16, "batch_size": 128},
+        150_528.0,
+    ),
+}
+BERNOULLI_ROWS = {
+    "mean-bce-mean-kl": (
+        lambda r, x, m, v: F.binary_cross_entropy(r, x) + kl_terms(m, v).mean(),
+        {"latent_dim": 200},
+        3.92,
+    ),
+    "summed-bce-mean-kl": (
+        lambda r, x, m, v: F.binary_cross_entropy(r, x) * D + kl_terms(m, v).mean(1).mean(),
+        {"latent_dim": 2},
+        0.5,
+    ),
+    "both-summed": (
+        lambda r, x, m, v: F.binary_cross_entropy(r, x, reduction="sum") + kl_terms(m, v).sum(),
+        {},
+        1.0,
+    ),
+    "both-divided-by-batch-and-pixels": (
+        lambda r, x, m, v: F.binary_cross_entropy(r, x) + kl_terms(m, v).sum() / (len(x) * D),
+        {},
+        1.0,
+    ),
+}
+
+
+@pytest.mark.parametrize(("loss_fn", "sizes", "variance"), GAUSSIAN_ROWS.values(), ids=GAUSSIAN_ROWS)
+def test_gaussian_loss_in_the_wild(loss_fn, sizes, variance):
+    found = diagnose(loss_fn, **sizes)
+    assert (found.family, found.parameterization, found.kl_fault) == ("gaussian", "loc", None)
+    assert found.is_elbo
+    assert found.scale == pytest.approx(math.sqrt(variance), rel=1e-6)
+    assert found.beta == pytest.approx(variance, rel=1e-6)
+
+
+@pytest.mark.parametrize(("loss_fn", "sizes", "beta"), BERNOULLI_ROWS.values(), ids=BERNOULLI_ROWS)
+def test_bernoulli_loss_in_the_wild(loss_fn, sizes, beta):
+    found = diagnose(loss_fn, **sizes)
+    assert (found.family, found.parameterization, found.kl_fault) == ("bernoulli", "probabilities", None)
+    assert found.beta == pytest.approx(beta, rel=1e-6)
+    assert found.scale is None
+    assert found.is_elbo == (beta == 1)
+
+
+def test_laplace_loss_in_the_wild():
+    found = diagnose(lambda r, x, m, v: F.l1_loss(r, x) + 5e-4 * kl_sum(m, v).mean(), **SIZES_64)
+    assert (found.family, found.parameterization, found.is_elbo) == ("laplace", "loc", True)
+    assert found.scale == pytest.approx(6.144, rel=1e-6)
+
+
+# --- the same losses, written otherwise ------------------------------------------------------------------
+
+
+def with_distributions(r, x, mu, logvar):
+    q = distributions.Normal(mu, (0.5 * logvar).exp())
+    kl = distributions.kl_divergence(q, distributions.Normal(0.0, 1.0)).sum(1)
+    return (kl - distributions.Normal(r, 0.2).log_prob(x).sum(1)).mean()
+
+
+def with_loops(r, x, mu, logvar):
+    total = 0.0
+    for i in range(len(x)):
+        total = total + (r[i] - x[i]) @ (r[i] - x[i]) + kl_terms(mu[i], logvar[i]).sum()
+    return total / len(x)
+
+
+def in_another_order(mu, logvar, target, prediction):
+    return F.mse_loss(prediction, target, reduction="sum") + kl_terms(mu, logvar).sum()
+
+
+def in_float32(r, x, mu, logvar):
+    r, x, mu, logvar = (t.float() for t in (r, x, mu, logvar))
+    return F.mse_loss(r, x) + kl_sum(mu, logvar).mean()
+
+
+def for_float32_only(r, x, mu, logvar):
+    weight = torch.ones(x.shape[1])  # float32, as torch makes it
+    return ((r - x).square() @ weight + kl_sum(mu, logvar)).mean()
+
+
+def from_log_probabilities(r, x, mu, logvar):
+    log_likelihood = (x * (r + 1e-8).log() + (1 - x) * (1 - r + 1e-8).log()).sum(1)
+    return -(log_likelihood - kl_sum(mu, logvar)).mean()
+
+
+VARIANTS = {
+    "distributions": (with_distributions, "gaussian", "loc", 0.04),
+    "loops": (with_loops, "gaussian", "loc", 0.5),
+    "other-order": (lambda r, x, m, v: in_another_order(m, v, x, r), "gaussian", "loc", 0.5),
+    "float32-inside": (in_float32, "gaussian", "loc", 392.0),
+    "float32-only": (for_float32_only, "gaussian", "loc", 0.5),
+    "scaled": (lambda *a: 1000 * half_sse(*a), "gaussian", "loc", 1.0),
+    "shrunk": (lambda *a: 1e-6 * half_sse(*a), "gaussian", "loc", 1.0),
+    "shifted": (lambda *a: half_sse(*a) + 720.4, "gaussian", "loc", 1.0),
+    "shifted-by-the-data": (lambda r, x, m, v: half_sse(r, x, m, v) - x.sum(), "gaussian", "loc", 1.0),
+    "minus-one-left-out": (
+        lambda r, x, m, v: (0.5 * (r - x).square().sum(1) + 0.5 * (m**2 + v.exp() - v).sum(1)).mean(),
+        "gaussian",
+        "loc",
+        1.0,
+    ),
+    "kl-without-half": (
+        lambda r, x, m, v: (0.5 * (r - x).square().sum(1) + 2 * kl_sum(m, v)).mean(),
+        "gaussian",
+        "loc",
+        2.0,
+    ),
+    "all-summed": (lambda r, x, m, v: len(x) * half_sse(r, x, m, v), "gaussian", "loc", 1.0),
+    "in-grey-levels": (
+        lambda r, x, m, v: (0.5 * (255 * r - 255 * x).square().sum(1) + kl_sum(m, v)).mean(),
+        "gaussian",
+        "loc",
+        1 / 255**2,
+    ),
+    "norm-squared": (
+        lambda r, x, m, v: (torch.linalg.vector_norm(r - x, dim=1) ** 2 + kl_sum(m, v)).mean(),
+        "gaussian",
+        "loc",
+        0.5,
+    ),
+    "package-gaussian": (
+        lambda r, x, m, v: (gaussian_nll(x, r, 0.1) + kl_sum(m, v)).mean(),
+        "gaussian",
+        "loc",
+        0.01,
+    ),
+    "torch-gaussian-nll": (
+        lambda r, x, m, v: (
+            F.gaussian_nll_loss(r, x, torch.full_like(r, 0.25), reduction="none").sum(1) + kl_sum(m, v)
+        ).mean(),
+        "gaussian",
+        "loc",
+        0.25,
+    ),
+    "squared-error-through-a-sigmoid": (
+        lambda r, x, m, v: F.mse_loss(r.sigmoid(), x) + kl_sum(m, v).mean(),
+        "gaussian",
+        "logits",
+        392.0,
+    ),
+    "absolute-error": (
+        lambda r, x, m, v: ((r - x).abs().sum(1) + kl_sum(m, v)).mean(),
+        "laplace",
+        "loc",
+        1.0,
+    ),
+    "package-laplace": (
+        lambda r, x, m, v: (laplace_nll(x, r, 0.3) + kl_sum(m, v)).mean(),
+        "laplace",
+        "loc",
+        0.3,
+    ),
+    "absolute-error-through-a-sigmoid": (
+        lambda r, x, m, v: F.l1_loss(r.sigmoid(), x, reduction="sum") + 0.5 * kl_terms(m, v).sum(),
+        "laplace",
+        "logits",
+        0.5,
+    ),
+    "bce-with-logits": (
+        lambda r, x, m, v: F.binary_cross_entropy_with_logits(r, x, reduction="sum") + kl_terms(m, v).sum(),
+        "bernoulli",
+        "logits",
+        1.0,
+    ),
+    "sigmoid-then-bce": (
+        lambda r, x, m, v: F.binary_cross_entropy(r.sigmoid(), x) + kl_sum(m, v).mean() / D,
+        "bernoulli",
+        "logits",
+        1.0,
+    ),
+    "softplus": (
+        lambda r, x, m, v: ((F.softplus(r) - x * r).sum(1) + 4 * kl_sum(m, v)).mean(),
+        "bernoulli",
+        "logits",
+        4.0,
+    ),
+    "package-bernoulli": (
+        lambda r, x, m, v: (bernoulli_nll(x, r) + kl_sum(m, v)).mean(),
+        "bernoulli",
+        "logits",
+        1.0,
+    ),
+    "distribution-bernoulli": (
+        lambda r, x, m, v: (
+            kl_sum(m, v) - distributions.Bernoulli(probs=r, validate_args=False).log_prob(x).sum(1)
+        ).mean(),
+        "bernoulli",
+        "probabilities",
+        1.0,
+    ),
+    "logs-with-a-small-constant": (from_log_probabilities, "bernoulli", "probabilities", 1.0),
+}
+
+
+@pytest.mark.parametrize(("loss_fn", "family", "parameterization", "beta"), VARIANTS.values(), ids=VARIANTS)
+def test_variants_are_read_alike(loss_fn, family, parameterization, beta):
+    found = diagnose(loss_fn)
+    assert (found.family, found.parameterization, found.kl_fault) == (family, parameterization, None)
+    assert found.beta == pytest.approx(beta, rel=1e-4)
+    scales = {"gaussian": math.sqrt(beta), "laplace": beta, "bernoulli": None}
+    assert found.scale == (None if family == "bernoulli" else pytest.approx(scales[family], rel=1e-4))
+    assert found.is_elbo == (family != "bernoulli" or beta == 1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 3, 1), (64, 10, 7), (784, 2, 100)], ids=str)
+def test_diagnosis_does_not_depend_on_seed_or_sizes(seed, sizes):
+    data_dim, latent_dim, batch_size = sizes
+    settings = {"data_dim": data_dim, "latent_dim": latent_dim, "batch_size": batch_size, "seed": seed}
+    assert diagnose_loss(in_float32, **settings).beta == pytest.approx(data_dim / 2, rel=1e-4)
+    bce = diagnose_loss(VARIANTS["package-bernoulli"][0], **settings)
+    assert (bce.family, bce.is_elbo, bce.batch_reduction) == ("bernoulli", True, "mean")
+
+
+def test_diagnosis_works_inside_no_grad():
+    with torch.no_grad():
+        assert diagnose(half_sse).is_elbo
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_tiny_sizes_do_not_fit_by_chance(seed):
+    found = diagnose_loss(
+        lambda r, x, m, v: F.smooth_l1_loss(r, x, beta=0.1) + kl_terms(m, v).clamp(min=0.1).sum(),
+        data_dim=2,
+        latent_dim=1,
+        batch_size=1,
+        seed=seed,
+    )
+    assert found.family == "unknown" and found.kl_fault is not None
+
+
+def test_diagnosis_leaves_the_global_random_state_alone():
+    before = torch.random.get_rng_state()
+    diagnose(half_sse)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# --- weights and reductions ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "reduction"),
+    [
+        (half_sse, "mean"),
+        (lambda r, x, m, v: F.mse_loss(r, x, reduction="sum") + kl_terms(m, v).sum(), "sum"),
+        (GAUSSIAN_ROWS["kl-summed-over-the-batch"][0], "mean of the reconstruction term, sum of the KL term"),
+        (lambda *a: half_sse(*a) / len(a[0]), "reduction with the factor 0.25 for a batch of twice the size"),
+    ],
+    ids=["mean", "sum", "mixed", "neither"],
+)
+def test_batch_reduction_is_named(loss_fn, reduction):
+    assert diagnose(loss_fn).batch_reduction == reduction
+
+
+@pytest.mark.parametrize("batch_size", [2, 16])
+def test_weights_are_per_example(batch_size):
+    mean = diagnose(GAUSSIAN_ROWS["mean-error-mean-kl"][0], batch_size=batch_size)
+    assert (mean.recon_weight, mean.kl_weight) == (pytest.approx(1 / D), pytest.approx(1 / K))
+    total = diagnose(BERNOULLI_ROWS["both-summed"][0], batch_size=batch_size)
+    assert (total.recon_weight, total.kl_weight) == (pytest.approx(1), pytest.approx(1))
+    assert implied_variance(mean.recon_weight, mean.kl_weight) == pytest.approx(mean.scale**2)
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ("mean-error-kl", "weight 0.00127551 (a mean over its 784 numbers)"),
+        ("mean-error-mean-kl", "weight 0.05 (a mean over its 20 latents)"),
+        ("sse", "squared error has the weight 1 (a sum over the example)"),
+    ],
+)
+def test_likely_causes_of_weights_are_named(row, sentence):
+    assert sentence in diagnose(GAUSSIAN_ROWS[row][0]).explain()
+
+
+def test_a_missing_half_of_the_kl_is_suspected():
+    assert "weight 2 (perhaps a missing 1/2)" in diagnose(VARIANTS["kl-without-half"][0]).explain()
+
+
+# --- losses that fit nothing -----------------------------------------------------------------------------
+
+
+def perceptual(r, x, mu, logvar):
+    torch_generator = torch.Generator().manual_seed(0)
+    features = torch.randn(x.shape[1], 50, generator=torch_generator, dtype=x.dtype)
+    return F.mse_loss((r @ features).tanh(), (x @ features).tanh()) + kl_sum(mu, logvar).mean()
+
+
+UNKNOWN = {
+    "huber": (lambda r, x: F.smooth_l1_loss(r, x), "changes its form for large errors"),
+    "clipped": (lambda r, x: F.mse_loss(r.clamp(0, 1), x), "changes its form for large errors"),
+    "log-mean-squared-error": (lambda r, x: F.mse_loss(r, x).log(), "a factor that changes with the size"),
+    "root-mean-squared-error": (lambda r, x: F.mse_loss(r, x).sqrt(), "a factor that changes with the size"),
+    "log-cosh": (lambda r, x: (r - x).cosh().log().mean(), "fits no likelihood"),
+    "squared-and-absolute": (lambda r, x: F.mse_loss(r, x) + F.l1_loss(r, x), "fits no likelihood"),
+    "charbonnier": (lambda r, x: ((r - x).square() + 1e-2).sqrt().mean(), "fits no likelihood"),
+    "cosine": (lambda r, x: -F.cosine_similarity(r, x).mean(), "fits no likelihood"),
+    "weighted-pixels": (
+        lambda r, x: ((r - x).square() * torch.linspace(1, 2, x.shape[1])).sum(1).mean(),
+        "weights that differ between the numbers",
+    ),
+    "exchanged": (lambda r, x: F.binary_cross_entropy(x, r), "prediction and target exchanged"),
+    "continuous-bernoulli": (lambda r, x: continuous_bernoulli_nll(x, r).mean(), "fits no likelihood"),
+    "log-likelihood": (lambda r, x: -F.mse_loss(r, x), "not its negative"),
+}
+
+
+@pytest.mark.parametrize(("recon", "sentence"), UNKNOWN.values(), ids=UNKNOWN)
+def test_reconstruction_terms_that_fit_nothing_are_unknown(recon, sentence):
+    found = diagnose(lambda r, x, m, v: recon(r, x) + kl_sum(m, v).mean())
+    assert (found.family, found.parameterization, found.is_elbo) == ("unknown", None, False)
+    assert (found.scale, found.beta, found.recon_weight) == (None, None, None)
+    assert found.kl_fault is None
+    assert sentence in found.explain()
+
+
+def test_perceptual_term_is_unknown():
+    assert diagnose(perceptual).family == "unknown"
+
+
+def test_terms_that_do_not_add_are_unknown():
+    found = diagnose(lambda r, x, m, v: F.mse_loss(r, x) * (1 + kl_sum(m, v).mean()))
+    assert found.family == "unknown"
+    assert found.kl_fault is not None
+
+
+KL_FAULTS = {
+    "missing": (lambda m, v: torch.zeros(()), "missing"),
+    "wrong-sign": (lambda m, v: -kl_sum(m, v).mean(), "wrong sign"),
+    "log-scale": (lambda m, v: -0.5 * (1 + 2 * v - m**2 - (2 * v).exp()).sum(1).mean(), "for the log-scale"),
+    "variance": (lambda m, v: -0.5 * (1 + v.log() - m**2 - v).sum(1).mean(), "for the variance"),
+    "scale": (lambda m, v: -0.5 * (1 + 2 * v.log() - m**2 - v**2).sum(1).mean(), "for the scale"),
+    "no-mean": (lambda m, v: -0.5 * (1 + v - v.exp()).sum(1).mean(), "ignores mu"),
+    "no-variance": (lambda m, v: 0.5 * m.square().sum(1).mean(), "ignores logvar"),
+    "lost-half": (lambda m, v: (m**2 - 0.5 * (1 + v - v.exp())).sum(1).mean(), "different weights"),
+    "no-logarithm": (lambda m, v: 0.5 * (m**2 + v.exp() - 1).sum(1).mean(), "wrong dependence on logvar"),
+    "absolute-mean": (lambda m, v: (m.abs() - 0.5 * (1 + v - v.exp())).sum(1).mean(), "dependence on mu"),
+    "free-bits": (
+        lambda m, v: kl_terms(m, v).clamp(min=0.5).sum(1).mean(),
+        "wrong dependence on mu and logvar",
+    ),
+    "squared": (lambda m, v: kl_sum(m, v).square().mean(), "wrong dependence on mu and logvar"),
+}
+
+
+@pytest.mark.parametrize(("kl", "fault"), KL_FAULTS.values(), ids=KL_FAULTS)
+def test_kl_faults_are_named_and_leave_the_family(kl, fault):
+    found = diagnose(lambda r, x, m, v: 0.5 * (r - x).square().sum(1).mean() + kl(m, v))
+    assert fault in found.kl_fault
+    assert (found.family, found.parameterization) == ("gaussian", "loc")
+    assert (found.scale, found.beta, found.is_elbo) == (None, None, False)
+    assert found.kl_fault in found.explain()
+
+
+# --- active latents --------------------------------------------------------------------------------------
+
+
+def test_active_latents_follow_from_data_or_spectrum(digits_x):
+    eigenvalues = torch.linalg.eigvalsh(torch.cov(digits_x.T, correction=0))
+    sizes = {"data_dim": 64, "latent_dim": 10}
+    for variance, count in [(32.0, 0), (0.5, 3), (0.1, 10)]:  # 12 eigenvalues exceed 0.1
+
+        def loss_fn(r, x, m, v, variance=variance):
+            return ((r - x).square().sum(1) / (2 * variance) + kl_sum(m, v)).mean()
+
+        assert diagnose_loss(loss_fn, **sizes, data=digits_x).num_active == count
+        found = diagnose_loss(loss_fn, **sizes, eigenvalues=eigenvalues)
+        assert found.num_active == count
+        assert f"would use {count} of its 10 latents" in found.explain()
+
+
+def test_active_latents_are_said_of_valid_gaussian_losses_only(digits_x):
+    settings = {"data_dim": 64, "latent_dim": 10, "data": digits_x}
+    assert diagnose_loss(VARIANTS["bce-with-logits"][0], **settings).num_active is None
+    assert diagnose_loss(VARIANTS["absolute-error"][0], **settings).num_active is None
+    assert diagnose_loss(lambda r, x, m, v: F.mse_loss(r, x), **settings).num_active is None
+
+
+# --- what a reader sees ----------------------------------------------------------------------------------
+
+
+def test_explanation_starts_with_the_verdict():
+    assert (
+        diagnose(GAUSSIAN_ROWS["mean-error-kl"][0])
+        .explain()
+        .startswith(
+            "This is the negative ELBO of a Gaussian likelihood with standard deviation 19.799, up to a factor"
+        )
+    )
+    assert "a beta-VAE objective, beta = 4," in diagnose(VARIANTS["softplus"][0]).explain()
+    assert diagnose(perceptual).explain().startswith("This is not a negative ELBO")
+
+
+def test_html_is_a_table_without_unescaped_text():
+    found = diagnose(half_sse)
+    page = found._repr_html_()
+    assert page.startswith("<table>") and page.count("<tr>") == page.count("</tr>") == 7
+    assert "<td>gaussian</td>" in page and "<td>yes</td>" in page
+    odd = LossDiagnosis(**{**vars(found), "kl_fault": "<script>"})
+    assert "<script>" not in odd._repr_html_()
+
+
+# --- bad input -------------------------------------------------------------------------------------------
+
+
+class Noisy(nn.Module):
+    def forward(self, r, x, m, v):
+        return half_sse(r + 0.1 * torch.randn_like(r), x, m, v)
+
+
+BAD_LOSSES = {
+    "vector": (
+        lambda r, x, m, v: (r - x).square().sum(1) + kl_sum(m, v),
+        "returned shape (8,), not a scalar",
+    ),
+    "number": (lambda r, x, m, v: 3.0, "returned a float, not a tensor"),
+    "nan": (lambda r, x, m, v: half_sse(r, x, m, v) * float("nan"), "NaN or infinite"),
+    "infinite": (lambda r, x, m, v: half_sse(r, x, m, v) / 0.0, "NaN or infinite"),
+    "detached": (lambda r, x, m, v: half_sse(r, x, m, v).detach(), "not differentiable"),
+    "ignores-recon": (lambda r, x, m, v: x.sum() + kl_sum(m, v).mean(), "ignores recon_x"),
+    "ignores-x": (lambda r, x, m, v: r.square().mean() + kl_sum(m, v).mean(), "ignores x"),
+    "two-arguments": (lambda r, x: F.mse_loss(r, x), "TypeError"),
+    "images": (lambda r, x, m, v: half_sse(r.view(-1, 1, 30, 30), x, m, v), "RuntimeError"),
+    "its-own-error": (lambda r, x, m, v: {}["weights"], "KeyError"),
+    "random": (Noisy(), "loss_fn is random"),
+}
+
+
+@pytest.mark.parametrize(("loss_fn", "message"), BAD_LOSSES.values(), ids=BAD_LOSSES)
+def test_unusable_losses_are_refused_with_the_expected_form(loss_fn, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        diagnose(loss_fn)
+    form = "loss_fn(recon_x, x, mu, logvar) -> scalar"
+    assert form in str(caught.value) or message == "loss_fn is random"
+
+
+@pytest.mark.parametrize("name", ["data_dim", "latent_dim", "batch_size"])
+def test_diagnose_loss_rejects_sizes_below_one(name):
+    with pytest.raises(ValueError, match=f"sizes must be positive, got .*{name}=0"):
+        diagnose(half_sse, **{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data": torch.zeros(5, 3)}, "data must be floating point of shape (N, 784)"),
+        ({"data": torch.zeros(5, D, dtype=torch.uint8)}, "got torch.uint8"),
+        ({"data": torch.zeros(1, D)}, "N >= 2"),
+        ({"data": torch.full((3, D), math.nan)}, "data must be finite, got nan"),
+        ({"eigenvalues": torch.ones(3)}, "eigenvalues must have shape (784,), got (3,)"),
+        ({"eigenvalues": torch.full((D,), math.inf)}, "eigenvalues must be finite, got inf"),
+        ({"eigenvalues": torch.ones(D), "data": torch.zeros(5, D)}, "not both"),
+    ],
+    ids=["shape", "dtype", "one-row", "nan", "spectrum-shape", "spectrum-infinite", "both"],
+)
+def test_diagnose_loss_rejects_unusable_spectra(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        diagnose(half_sse, **settings)
+
+
+# --- the reverse -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recon", ["mean", "sum"])
+@pytest.mark.parametrize("kl", ["mean", "sum"])
+@pytest.mark.parametrize(("scale", "beta"), [(0.1, 1.0), (2.0, 1.0), (0.5, 4.0)])
+def test_kl_weight_for_a_gaussian_is_what_the_diagnosis_finds(recon, kl, scale, beta):
+    weight = kl_weight_for(data_dim=D, latent_dim=K, scale=scale, beta=beta, recon=recon, kl=kl)
+
+    def loss_fn(r, x, m, v):
+        error = F.mse_loss(r, x) if recon == "mean" else (r - x).square().sum(1).mean()
+        return error + weight * (kl_terms(m, v).mean() if kl == "mean" else kl_sum(m, v).mean())
+
+    assert diagnose(loss_fn).beta == pytest.approx(beta * scale**2, rel=1e-6)
+
+
+@pytest.mark.parametrize("recon", ["mean", "sum"])
+@pytest.mark.parametrize("kl", ["mean", "sum"])
+def test_kl_weight_for_a_cross_entropy_is_what_the_diagnosis_finds(recon, kl):
+    weight = kl_weight_for(data_dim=D, latent_dim=K, beta=0.25, recon=recon, kl=kl)
+
+    def loss_fn(r, x, m, v):
+        error = F.binary_cross_entropy_with_logits(r, x, reduction="none")
+        error = error.mean() if recon == "mean" else error.sum(1).mean()
+        return error + weight * (kl_terms(m, v).mean() if kl == "mean" else kl_sum(m, v).mean())
+
+    assert diagnose(loss_fn).beta == pytest.approx(0.25, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"scale": 0.0}, "scale must be a positive number, got 0.0"),
+        ({"beta": -1.0}, "beta must be a positive number, got -1.0"),
+        ({"beta": math.nan}, "beta must be a positive number, got nan"),
+        ({"data_dim": 0}, "data_dim must be a positive number, got 0"),
+        ({"latent_dim": 0}, "latent_dim must be a positive number, got 0"),
+        ({"recon": "none"}, "recon must be 'mean' or 'sum', got 'none'"),
+        ({"kl": "batchmean"}, "kl must be 'mean' or 'sum', got 'batchmean'"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_kl_weight_for_rejects_bad_arguments(wrong, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        kl_weight_for(**{"data_dim": D, "latent_dim": K, **wrong})
+
+
+# --- the command line ------------------------------------------------------------------------------------
+
+SOURCE = """
+import torch
+
+def loss_fn(recon_x, x, mu, logvar):
+    kl = -0.5 * (1 + logvar - mu**2 - logvar.exp()).sum(1)
+    return (recon_x - x).square().mean() + kl.mean()
+"""
+
+
+@pytest.fixture
+def command(tmp_path):
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "vaecourse", *arguments], capture_output=True, text=True, cwd=tmp_path
+        )
+
+    (tmp_path / "train.py").write_text(SOURCE, "utf-8")
+    return run
+
+
+def test_command_diagnoses_a_function_of_a_file_and_says_that_it_executes_it(command):
+    result = command(
+        "diagnose", "train.py:loss_fn", "--data-dim", "64", "--latent-dim", "5", "--data", "digits"
+    )
+    assert result.returncode == 0
+    assert "standard deviation 5.65685" in result.stdout and "0 of its 5 latents" in result.stdout
+    assert result.stderr == "executing train.py\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("train.py", "expected FILE.py:FUNCTION, got 'train.py'"),
+        ("absent.py:loss_fn", "there is no file absent.py"),
+        ("train.py:los_fn", "train.py has no function los_fn; it has loss_fn"),
+        ("notes.txt:loss_fn", "notes.txt is not a Python file"),
+        ("broken.py:loss_fn", "broken.py does not run: ZeroDivisionError"),
+        ("wrong.py:loss_fn", "loss_fn returned a float, not a tensor"),
+    ],
+)
+def test_command_says_what_it_cannot_use(command, tmp_path, place, message):
+    (tmp_path / "notes.txt").write_text("nothing", "utf-8")
+    (tmp_path / "broken.py").write_text("1 / 0", "utf-8")
+    (tmp_path / "wrong.py").write_text("def loss_fn(*arguments): return 1.0", "utf-8")
+    result = command("diagnose", place, "--data-dim", "64", "--latent-dim", "5")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"vaecourse: {message}" in result.stderr
+    assert "Traceback" not in result.stderr
