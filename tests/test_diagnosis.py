@@ -410,6 +410,150 @@ def test_kl_faults_are_named_and_leave_the_family(kl, fault):
     assert found.kl_fault in found.explain()
 
 
+def sse(r, x):
+    return 0.5 * (r - x).square().sum(1).mean()
+
+
+CHANGING_KL = {
+    "capacity": lambda m, v: (kl_sum(m, v).mean() - 5).abs(),
+    "large-capacity": lambda m, v: (kl_sum(m, v).mean() - 25).abs(),
+    "free-bits-in-all": lambda m, v: kl_sum(m, v).clamp(min=2).mean(),
+    "free-bits-of-means": lambda m, v: kl_terms(m, v).mean(0).clamp(min=0.25).sum(),
+    "clamped-logvar": lambda m, v: kl_sum(m, v.clamp(-4, 3)).mean(),
+    "clamped-mu": lambda m, v: kl_sum(m.clamp(-3, 3), v).mean(),
+    "ceiling": lambda m, v: kl_sum(m, v).clamp(max=20).mean(),
+    "root": lambda m, v: kl_sum(m, v).mean().sqrt(),
+    "of-the-mean": lambda m, v: kl_sum(m.mean(0, keepdim=True), v.mean(0, keepdim=True)).mean(),
+    "of-the-first": lambda m, v: kl_sum(m[:1], v[:1]).mean(),
+    "other-prior": lambda m, v: 0.5 * (m**2 / 4 + v.exp() / 4 - v).sum(1).mean(),
+}
+
+
+@pytest.mark.parametrize("sizes", [(784, 20, 8), (8, 2, 1), (16, 64, 4)], ids=str)
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kl", CHANGING_KL.values(), ids=CHANGING_KL)
+def test_kl_that_is_one_only_somewhere_is_no_kl(kl, sizes, seed):
+    found = diagnose_loss(
+        lambda r, x, m, v: sse(r, x) + kl(m, v),
+        data_dim=sizes[0],
+        latent_dim=sizes[1],
+        batch_size=sizes[2],
+        seed=seed,
+    )
+    assert found.family == "gaussian" and not found.is_elbo
+    assert found.kl_fault.startswith("malformed")
+
+
+PARTIAL_RECONSTRUCTIONS = {
+    "ink-only": lambda r, x: ((r - x).square() * (x > 0)).sum(1).mean(),
+    "ink-weighted": lambda r, x: ((r - x).square() * (1 + 9 * (x > 0))).sum(1).mean(),
+    "full-ink-weighted": lambda r, x: ((r - x).square() * torch.where(x == 1, 10.0, 1.0)).sum(1).mean(),
+    "masked-entropy": lambda r, x: (F.binary_cross_entropy(r, x, reduction="none") * (x != 0)).sum(1).mean(),
+    "every-pair": lambda r, x: (r[:, None] - x[None]).square().sum(-1).mean(),
+    "batch-means": lambda r, x: (r.mean(0) - x.mean(0)).square().sum(),
+    "target-rounded-in-place": lambda r, x: (r - x.round_()).square().sum(1).mean(),
+    "wide-huber": lambda r, x: F.huber_loss(r, x, delta=8.0),
+}
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("recon", PARTIAL_RECONSTRUCTIONS.values(), ids=PARTIAL_RECONSTRUCTIONS)
+def test_reconstruction_that_is_a_likelihood_only_somewhere_is_unknown(recon, batch_size, seed):
+    settings = {"data_dim": 64, "latent_dim": 4, "batch_size": batch_size, "seed": seed}
+    found = diagnose_loss(lambda r, x, m, v: recon(r, x) + kl_sum(m, v).mean(), **settings)
+    assert (found.family, found.is_elbo) == ("unknown", False)
+
+
+def clamped_in_place(r, x, mu, logvar):
+    error = F.binary_cross_entropy(r.clamp_(1e-6, 1 - 1e-6), x, reduction="none").sum(1)
+    return (error + kl_sum(mu, logvar.clamp_(-10, 10))).mean()
+
+
+def with_gradient_penalty_of_zero(r, x, mu, logvar):
+    loss = half_sse(r, x, mu, logvar)
+    (slope,) = torch.autograd.grad(loss, r, create_graph=True)
+    return loss + 0 * slope.sum()
+
+
+def from_validated_distribution(r, x, mu, logvar):
+    log_likelihood = distributions.Bernoulli(logits=r).log_prob(x).sum(1)  # refuses grey levels
+    return (kl_sum(mu, logvar) - log_likelihood).mean()
+
+
+def sigmoid_in_float32(r, x, mu, logvar):
+    p = r.float().sigmoid()
+    return F.binary_cross_entropy(p, x.float(), reduction="sum") / len(x) + kl_sum(mu, logvar).mean()
+
+
+def clamped_sigmoid(r, x, mu, logvar):
+    p = r.sigmoid().clamp(1e-6, 1 - 1e-6)
+    return (F.binary_cross_entropy(p, x, reduction="none").sum(1) + kl_sum(mu, logvar)).mean()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("loss_fn", "family", "parameterization"),
+    [
+        (clamped_in_place, "bernoulli", "probabilities"),
+        (with_gradient_penalty_of_zero, "gaussian", "loc"),
+        (from_validated_distribution, "bernoulli", "logits"),
+        (sigmoid_in_float32, "bernoulli", "logits"),
+        (clamped_sigmoid, "bernoulli", "logits"),
+    ],
+)
+def test_habits_of_training_code_do_not_disturb(loss_fn, family, parameterization, seed):
+    found = diagnose(loss_fn, seed=seed)
+    assert (found.family, found.parameterization, found.kl_fault) == (family, parameterization, None)
+    assert found.is_elbo and found.beta == pytest.approx(1, rel=1e-3)
+
+
+def test_small_reconstruction_beside_a_large_kl_is_no_ignored_argument():
+    found = diagnose(lambda r, x, m, v: (1e-6 * sse(r, x) + 1e4 * kl_sum(m, v).mean()).float())
+    assert found.family == "gaussian" and found.beta == pytest.approx(1e10, rel=1e-3)
+
+
+def test_diagnosis_works_in_inference_mode():
+    with torch.inference_mode():
+        assert diagnose(half_sse).is_elbo
+
+
+def test_loss_for_one_batch_size_is_read_without_its_reduction():
+    def fixed(r, x, m, v):
+        return half_sse(r.view(8, D), x, m, v)
+
+    found = diagnose(fixed, batch_size=8)
+    assert (found.family, found.batch_reduction) == ("gaussian", "unknown")
+    assert "accepts batches of 8 only" in found.explain()
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 64])
+def test_cross_entropy_with_mixed_reductions_is_no_elbo_at_any_batch_size(batch_size):
+    found = diagnose(
+        lambda r, x, m, v: F.binary_cross_entropy(r, x, reduction="sum") / 8 + kl_sum(m, v).mean(),
+        batch_size=batch_size,
+    )
+    assert found.family == "bernoulli" and not found.is_elbo
+
+
+def test_state_between_calls_is_noticed():
+    step = iter(range(1000))
+
+    def annealed(r, x, m, v):
+        return sse(r, x) + next(step) / 1000 * kl_sum(m, v).mean()
+
+    with pytest.raises(ValueError, match="keeps a state between calls"):
+        diagnose(annealed)
+
+
+def test_weights_of_the_wrong_dtype_do_not_hide_the_true_failure():
+    def broken(r, x, m, v):
+        return (r - x).square() @ torch.ones(D) + {}["missing"]
+
+    with pytest.raises(ValueError, match="KeyError"):
+        diagnose(broken)
+
+
 # --- active latents --------------------------------------------------------------------------------------
 
 
@@ -441,9 +585,7 @@ def test_explanation_starts_with_the_verdict():
     assert (
         diagnose(GAUSSIAN_ROWS["mean-error-kl"][0])
         .explain()
-        .startswith(
-            "This is the negative ELBO of a Gaussian likelihood with standard deviation 19.799, up to a factor"
-        )
+        .startswith("This is the negative ELBO of a Gaussian likelihood with standard deviation 19.799")
     )
     assert "a beta-VAE objective, beta = 4," in diagnose(VARIANTS["softplus"][0]).explain()
     assert diagnose(perceptual).explain().startswith("This is not a negative ELBO")
@@ -469,9 +611,9 @@ class Noisy(nn.Module):
 BAD_LOSSES = {
     "vector": (
         lambda r, x, m, v: (r - x).square().sum(1) + kl_sum(m, v),
-        "returned shape (8,), not a scalar",
+        "returned shape (8,) on cpu, not a scalar",
     ),
-    "number": (lambda r, x, m, v: 3.0, "returned a float, not a tensor"),
+    "number": (lambda r, x, m, v: 3.0, "returned a float, not a floating point tensor"),
     "nan": (lambda r, x, m, v: half_sse(r, x, m, v) * float("nan"), "NaN or infinite"),
     "infinite": (lambda r, x, m, v: half_sse(r, x, m, v) / 0.0, "NaN or infinite"),
     "detached": (lambda r, x, m, v: half_sse(r, x, m, v).detach(), "not differentiable"),
@@ -493,23 +635,37 @@ def test_unusable_losses_are_refused_with_the_expected_form(loss_fn, message):
 
 
 @pytest.mark.parametrize("name", ["data_dim", "latent_dim", "batch_size"])
-def test_diagnose_loss_rejects_sizes_below_one(name):
-    with pytest.raises(ValueError, match=f"sizes must be positive, got .*{name}=0"):
-        diagnose(half_sse, **{name: 0})
+@pytest.mark.parametrize("size", [0, 2.0, "8", None, True])
+def test_diagnose_loss_rejects_what_is_no_size(name, size):
+    with pytest.raises(ValueError, match=f"{name} must be a positive integer, got {size!r}"):
+        diagnose(half_sse, **{name: size})
+
+
+@pytest.mark.parametrize("seed", [-1, 2**70, None, 1.5])
+def test_diagnose_loss_rejects_what_is_no_seed(seed):
+    with pytest.raises(ValueError, match="seed must be an integer"):
+        diagnose(half_sse, seed=seed)
+
+
+@pytest.mark.parametrize("loss_fn", [nn.MSELoss, None, 3])
+def test_diagnose_loss_rejects_what_is_no_function(loss_fn):
+    with pytest.raises(ValueError, match="loss_fn must be a function or an instance"):
+        diagnose(loss_fn)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"data": torch.zeros(5, 3)}, "data must be floating point of shape (N, 784)"),
-        ({"data": torch.zeros(5, D, dtype=torch.uint8)}, "got torch.uint8"),
+        ({"data": torch.zeros(5, 3)}, "data must have shape (N, 784), N >= 2, got (5, 3)"),
+        ({"data": torch.zeros(5, D, dtype=torch.uint8)}, "floating point tensor, got a torch.uint8 tensor"),
+        ({"data": [[0.0] * D] * 3}, "data must be a dense floating point tensor, got a list"),
         ({"data": torch.zeros(1, D)}, "N >= 2"),
-        ({"data": torch.full((3, D), math.nan)}, "data must be finite, got nan"),
+        ({"data": torch.full((3, D), math.nan)}, "data must be finite"),
         ({"eigenvalues": torch.ones(3)}, "eigenvalues must have shape (784,), got (3,)"),
-        ({"eigenvalues": torch.full((D,), math.inf)}, "eigenvalues must be finite, got inf"),
+        ({"eigenvalues": torch.full((D,), math.inf)}, "eigenvalues must be finite"),
         ({"eigenvalues": torch.ones(D), "data": torch.zeros(5, D)}, "not both"),
     ],
-    ids=["shape", "dtype", "one-row", "nan", "spectrum-shape", "spectrum-infinite", "both"],
+    ids=["shape", "dtype", "list", "one-row", "nan", "spectrum-shape", "spectrum-infinite", "both"],
 )
 def test_diagnose_loss_rejects_unusable_spectra(settings, message):
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -585,6 +741,16 @@ def command(tmp_path):
     return run
 
 
+def test_command_runs_a_file_as_python_would(command, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "losses.py").write_text(SOURCE, "utf-8")
+    lines = ["from __future__ import annotations", "from dataclasses import dataclass"]
+    lines += ["from losses import loss_fn", "@dataclass", "class Settings:", "    width: int = 3"]
+    (tmp_path / "folder" / "train.py").write_text("\n".join(lines), "utf-8")
+    result = command("diagnose", "folder/train.py:loss_fn", "--data-dim", "64", "--latent-dim", "5")
+    assert (result.returncode, "5.65685" in result.stdout) == (0, True), result.stderr
+
+
 def test_command_diagnoses_a_function_of_a_file_and_says_that_it_executes_it(command):
     result = command(
         "diagnose", "train.py:loss_fn", "--data-dim", "64", "--latent-dim", "5", "--data", "digits"
@@ -602,12 +768,14 @@ def test_command_diagnoses_a_function_of_a_file_and_says_that_it_executes_it(com
         ("train.py:los_fn", "train.py has no function los_fn; it has loss_fn"),
         ("notes.txt:loss_fn", "notes.txt is not a Python file"),
         ("broken.py:loss_fn", "broken.py does not run: ZeroDivisionError"),
-        ("wrong.py:loss_fn", "loss_fn returned a float, not a tensor"),
+        ("wrong.py:loss_fn", "loss_fn returned a float, not a floating point tensor"),
+        ("exits.py:loss_fn", "exits.py does not run: SystemExit: 3"),
     ],
 )
 def test_command_says_what_it_cannot_use(command, tmp_path, place, message):
     (tmp_path / "notes.txt").write_text("nothing", "utf-8")
     (tmp_path / "broken.py").write_text("1 / 0", "utf-8")
+    (tmp_path / "exits.py").write_text("raise SystemExit(3)", "utf-8")
     (tmp_path / "wrong.py").write_text("def loss_fn(*arguments): return 1.0", "utf-8")
     result = command("diagnose", place, "--data-dim", "64", "--latent-dim", "5")
     assert (result.returncode, result.stdout) == (2, "")

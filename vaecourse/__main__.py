@@ -76,14 +76,17 @@ def _load(place: str) -> LossFn:
         raise ValueError(f"expected FILE.py:FUNCTION, got {place!r}")
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    spec = importlib.util.spec_from_file_location("diagnosed_file", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     print(f"executing {path}", file=sys.stderr)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.path.insert(0, str(Path(path).resolve().parent))  # as if the file were run, so that its imports work
+    sys.argv = [path]
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{path} does not run: {type(error).__name__}: {error}") from error
     loss_fn: LossFn | None = getattr(module, name, None)
     if not callable(loss_fn):

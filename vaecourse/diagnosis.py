@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaecourse._checks import check_finite
-
 LossFn = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 Reading = Callable[[Tensor, Tensor], Tensor]
 
@@ -18,6 +16,7 @@ FORM = (
     "and mu and logvar of shape (batch, latent_dim); wrap anything else in a lambda"
 )
 _TOLERANCE = 1e-4  # largest relative misfit of a gradient; constants such as log(p + 1e-8) stay below it
+_PLACES = {"loc": "location", "probabilities": "probabilities", "logits": "logits"}
 
 # Gradient with respect to recon_x (r) that each reading of the reconstruction term has, up to a factor.
 _RECONSTRUCTIONS: dict[tuple[str, str], Reading] = {
@@ -30,7 +29,9 @@ _RECONSTRUCTIONS: dict[tuple[str, str], Reading] = {
 }
 # The same for readings that are mistakes, with their names.
 _MISTAKES: dict[str, Reading] = {
-    "cross-entropy with prediction and target exchanged": lambda r, x: ((1 - x) / x).log(),
+    "cross-entropy with prediction and target exchanged": lambda r, x: (
+        (1 - x).log().clamp(min=-100) - x.log().clamp(min=-100)
+    ),
 }
 # Gradient with respect to logvar (v) for each meaning that code may give it; that of mu is mu itself.
 _KL_READINGS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -167,8 +168,14 @@ def diagnose_loss(
     Raises
     ------
     ValueError
-        If a size is not positive, both `data` and `eigenvalues` are given, or the loss fails, is
-        random, returns no finite differentiable scalar, or ignores `recon_x` or `x`.
+        If an argument is unusable, or the loss fails, is random, returns no finite
+        differentiable scalar, or ignores `recon_x` or `x`.
+
+    Notes
+    -----
+    Data are taken to lie in [0, 1]; wrap a loss for other data in a lambda that rescales.
+    Nothing is seen of a threshold on errors above 10, of clamps on logvar outside -6 to 4, or of
+    terms below 1e-4 of the others.  Losses in half precision fit nothing: diagnose them in float32.
 
     References
     ----------
@@ -183,8 +190,7 @@ def diagnose_loss(
     >>> diagnosis.family, round(diagnosis.scale**2, 6)  # mean over pixels: half of 784
     ('gaussian', 392.0)
     """
-    if min(data_dim, latent_dim, batch_size) < 1:
-        raise ValueError(f"sizes must be positive, got {data_dim=}, {latent_dim=}, {batch_size=}")
+    _check_arguments(loss_fn, data_dim, latent_dim, batch_size, seed)
     spectrum = _spectrum(data, eigenvalues, data_dim)
     prober = _Prober(loss_fn, data_dim, latent_dim, batch_size, seed)
     evidence: list[str] = []
@@ -198,7 +204,9 @@ def diagnose_loss(
     if recon_factor is not None and kl_factor is not None and kl_fault is None:
         beta = kl_factor / recon_factor  # for a Gaussian of scale 1, whose squared error has the weight 1/2
         scale = {"gaussian": math.sqrt(beta), "laplace": beta}.get(family)
-    is_elbo = beta is not None and (family != "bernoulli" or abs(beta - 1) < _TOLERANCE)
+    is_elbo = beta is not None
+    if family == "bernoulli":  # no scale to absorb another ratio of the weights, at any batch size
+        is_elbo = is_elbo and abs((beta or 0.0) - 1) < 10 * _TOLERANCE and " of " not in reduction
     _explain_weights(evidence, family, recon_weight, kl_weight, data_dim, latent_dim)
     num_active = None
     if spectrum is not None and family == "gaussian" and parameterization == "loc" and beta is not None:
@@ -227,7 +235,7 @@ def diagnose_loss(
 
 @dataclass(frozen=True)
 class _Probe:
-    """A random point, and value and gradients of the loss there."""
+    """A point, and value and gradients of the loss there, in float64."""
 
     value: Tensor
     recon_x: Tensor
@@ -247,105 +255,170 @@ class _LossError(ValueError):
     """The loss raised an exception of its own."""
 
 
+@dataclass(frozen=True)
+class _Domain:
+    """What the arguments of a loss must be for it to be a finite number."""
+
+    dtype: torch.dtype = torch.float64
+    is_logvar_positive: bool = False
+    share_of_extremes: float = 0.3  # of x that are 0 or 1: backgrounds and full ink are often treated apart
+
+
+_DOMAINS = [
+    _Domain(dtype, **restriction)
+    for dtype in (torch.float64, torch.float32)
+    for restriction in (
+        {},
+        {"is_logvar_positive": True},
+        {"share_of_extremes": 1.0},
+        {"share_of_extremes": 0.0},
+    )
+]
+
+
 class _Prober:
-    """Calls the loss at random points, in float64, or in float32 if it accepts nothing else."""
+    """Calls the loss at random points, in float64, or in float32 if it accepts nothing else.
+
+    Regions: "narrow" has errors and codes of ordinary size, "close" has small errors and a
+    posterior near the prior, and "wide" has posteriors far from it, so that a factor that depends on
+    the error, a free allowance of KL, or a clamp on logvar within -6 to 4, shows between them.
+    """
 
     def __init__(self, loss_fn: LossFn, data_dim: int, latent_dim: int, batch_size: int, seed: int) -> None:
         self.loss_fn, self.batch_size = loss_fn, batch_size
         self.data_dim, self.latent_dim = data_dim, latent_dim
         self.generator = torch.Generator().manual_seed(seed)
-        self.dtype, self.is_logvar_positive = self._find_domain()
+        self.regions = self._find_domain()
+        self.probes = [probe for probes in self.regions.values() for probe in probes]
+        self.larger = self._probe_larger_batch()
+        self._check_x_matters()
         self._check_repeatable()
-        # errors of ordinary size, and small ones: a factor that depends on the error shows between them
-        repeats = math.ceil(32 / (batch_size * min(data_dim, latent_dim)))  # tiny sizes fit by chance
-        self.narrow = [
-            self.probe(batch_size, region) for region in ("narrow", "close") for _ in range(repeats)
-        ]
-        self.larger = self.probe(2 * batch_size, "narrow")
-        self._check_arguments_matter()
 
-    def probe(self, batch_size: int, region: str) -> _Probe:
+    def probe(self, region: str, batch_size: int | None = None) -> _Probe:
         """Gradients at a random point of a region; NaN or infinite ones are left for the caller to judge."""
-        inputs = self._point(batch_size, region)
-        wanted = [inputs[0], inputs[2], inputs[3]]
-        for tensor in wanted:
-            tensor.requires_grad_()
-        with torch.enable_grad():
-            loss = self._call(inputs)
+        return self._evaluate(self._point(region, batch_size or self.batch_size))
+
+    def _evaluate(self, point: list[Tensor]) -> _Probe:
+        with torch.inference_mode(False), torch.enable_grad():
+            leaves = [t.clone().requires_grad_(i != 1) for i, t in enumerate(point)]
+            wanted = [leaves[0], leaves[2], leaves[3]]
+            try:
+                loss = self.loss_fn(
+                    *(t.clone() for t in leaves)
+                )  # clones, which the loss may change in place
+            except Exception as error:
+                raise self._failure(error) from error
+            self._check_result(loss)
+            try:
+                gradients = torch.autograd.grad(loss.reshape(()), wanted, allow_unused=True)
+            except RuntimeError as error:
+                raise self._failure(error) from error
+        found = [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, gradients, strict=True)]
+        return _Probe(*(t.detach().double() for t in [loss.reshape(()), *leaves, *found]))
+
+    def _failure(self, error: Exception) -> _LossError:
+        return _LossError(
+            f"loss_fn raised {type(error).__name__}: {error}; it was called with data_dim={self.data_dim}, "
+            f"latent_dim={self.latent_dim}; expected {FORM}"
+        )
+
+    @staticmethod
+    def _check_result(loss: object) -> None:
+        if not isinstance(loss, Tensor) or loss.layout != torch.strided or not loss.is_floating_point():
+            kind = f"{loss.dtype} tensor" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"loss_fn returned a {kind}, not a floating point tensor; expected {FORM}")
+        if loss.numel() != 1 or loss.device.type == "meta":
+            raise ValueError(
+                f"loss_fn returned shape {tuple(loss.shape)} on {loss.device}, not a scalar; expected {FORM}"
+            )
         if not loss.requires_grad:
             raise ValueError(
                 "the loss is not differentiable in any of its arguments (is something detached?); "
                 f"expected {FORM}"
             )
-        gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
-        found = [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, gradients, strict=True)]
-        return _Probe(*(t.detach().double() for t in [loss, *inputs, *found]))
 
-    def _call(self, inputs: list[Tensor]) -> Tensor:
-        """Value of the loss, of shape ()."""
-        try:
-            loss = self.loss_fn(*inputs)
-        except Exception as error:
-            raise _LossError(
-                f"loss_fn raised {type(error).__name__}: {error}; it was called with batches of "
-                f"{len(inputs[0])}, data_dim={self.data_dim}, latent_dim={self.latent_dim}; expected {FORM}"
-            ) from error
-        if not isinstance(loss, Tensor):
-            raise ValueError(f"loss_fn returned a {type(loss).__name__}, not a tensor; expected {FORM}")
-        if loss.numel() != 1:
-            raise ValueError(f"loss_fn returned shape {tuple(loss.shape)}, not a scalar; expected {FORM}")
-        return loss.reshape(())
-
-    def _point(self, batch_size: int, region: str) -> list[Tensor]:
+    def _point(self, region: str, batch_size: int) -> list[Tensor]:
         """Draw recon_x, x, mu and logvar."""
-
-        def uniform(low: float, high: float, dim: int) -> Tensor:
-            return low + (high - low) * torch.rand(
-                batch_size, dim, generator=self.generator, dtype=torch.float64
-            )
-
-        def normal(scale: float, dim: int) -> Tensor:
-            return scale * torch.randn(batch_size, dim, generator=self.generator, dtype=torch.float64)
-
-        x = uniform(0.05, 0.95, self.data_dim)
-        if region == "narrow":
-            recon_x = uniform(0.05, 0.95, self.data_dim)
-        elif region == "close":
-            recon_x = 0.9 * x + uniform(0.02, 0.08, self.data_dim)
+        pixels, codes = (batch_size, self.data_dim), (batch_size, self.latent_dim)
+        x = self._uniform(0.05, 0.95, pixels)
+        kind = self._uniform(0, 1, pixels)
+        extremes = self.domain.share_of_extremes
+        x = torch.where(kind < extremes / 2, 0.0, torch.where(kind < extremes, 1.0, x))
+        if region == "close":
+            recon_x = 0.9 * x + self._uniform(0.02, 0.08, pixels)
+        elif region == "logits":
+            recon_x = self._uniform(-4, 4, pixels)
+        elif region == "loc":
+            recon_x = self._uniform(-10, 10, pixels)
+            recon_x[:, 0] = recon_x[:, 0].sign() * 10  # so that every seed sees the same range
         else:
-            recon_x = normal(5.0, self.data_dim)
-        logvar = (
-            uniform(0.3, 2.0, self.latent_dim) if self.is_logvar_positive else normal(1.0, self.latent_dim)
-        )
-        return [t.to(self.dtype) for t in (recon_x, x, normal(1.0, self.latent_dim), logvar)]
+            recon_x = self._uniform(0.05, 0.95, pixels)
+        size = {"close": 0.05, "wide": 3.0}.get(region, 1.0)
+        mu, logvar = size * self._normal(codes), size * self._normal(codes)
+        if region == "wide":
+            logvar = self._uniform(-6, 4, codes)
+            logvar[0, 0], logvar[-1, -1] = 4.0, -6.0
+        if self.domain.is_logvar_positive:
+            logvar = self._uniform(0.3, 2.0, codes) if region != "close" else 1 + logvar.clamp(-0.5, 0.5)
+        return [t.to(self.domain.dtype) for t in (recon_x, x, mu, logvar)]
 
-    def _find_domain(self) -> tuple[torch.dtype, bool]:
-        """Dtype, and whether logvar must be positive, with which the loss is a finite number."""
+    def _uniform(self, low: float, high: float, shape: tuple[int, int]) -> Tensor:
+        draws = torch.rand(shape, generator=self.generator, dtype=torch.float64, device="cpu")
+        return low + (high - low) * draws
+
+    def _normal(self, shape: tuple[int, int]) -> Tensor:
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu")
+
+    def _find_domain(self) -> dict[str, list[_Probe]]:
+        """Set the first domain in which the loss is finite wherever it is probed, and return the probes."""
+        repeats = math.ceil(
+            32 / (self.batch_size * min(self.data_dim, self.latent_dim))
+        )  # too few fit by chance
         failure: _LossError | None = None
-        for dtype in (torch.float64, torch.float32):
-            for is_logvar_positive in (False, True):
-                self.dtype, self.is_logvar_positive = dtype, is_logvar_positive
-                try:
-                    if self.probe(self.batch_size, "narrow").is_finite:
-                        return dtype, is_logvar_positive
-                except _LossError as error:
-                    failure = failure or error
-        raise failure or ValueError(
-            f"loss_fn or its gradient is NaN or infinite for pixels in (0, 1); expected {FORM}"
-        )
+        is_number = False
+        for self.domain in _DOMAINS:
+            try:
+                regions = {
+                    region: [self.probe(region) for _ in range(repeats)]
+                    for region in ("narrow", "close", "wide")
+                }
+            except _LossError as error:
+                failure = error  # the last one: where float64 is refused, float32 tells the true reason
+                continue
+            is_number = True
+            if all(probe.is_finite for probes in regions.values() for probe in probes):
+                return regions
+        if failure is not None and not is_number:
+            raise failure
+        raise ValueError(f"loss_fn or its gradient is NaN or infinite for pixels in (0, 1); expected {FORM}")
+
+    def _probe_larger_batch(self) -> _Probe | None:
+        try:
+            return self.probe("narrow", 2 * self.batch_size)
+        except _LossError:
+            return None
+
+    def _check_x_matters(self) -> None:
+        probe = self.probes[0]
+        if not any(p.by_recon.any() for p in self.probes):
+            raise ValueError(f"loss_fn ignores recon_x (its gradient is zero); expected {FORM}")
+        point = [probe.recon_x, 1 - probe.x, probe.mu, probe.logvar]
+        other = self._evaluate([t.to(self.domain.dtype) for t in point])
+        if torch.equal(other.by_recon, probe.by_recon) and torch.equal(other.value, probe.value):
+            raise ValueError(f"loss_fn ignores x (another x gives the same value); expected {FORM}")
 
     def _check_repeatable(self) -> None:
-        point = self._point(self.batch_size, "narrow")
-        first, second = (self._call(point).item() for _ in range(2))
-        if not math.isclose(first, second, rel_tol=1e-6):
-            raise ValueError(f"loss_fn is random: {first} and {second} for the same arguments; fix its noise")
-
-    def _check_arguments_matter(self) -> None:
-        if not self.narrow[0].by_recon.any():
-            raise ValueError(f"loss_fn ignores recon_x (its gradient is zero); expected {FORM}")
-        recon_x, x, mu, logvar = self._point(self.batch_size, "narrow")
-        if self._call([recon_x, x, mu, logvar]).item() == self._call([recon_x, 1 - x, mu, logvar]).item():
-            raise ValueError(f"loss_fn ignores x (another x gives the same value); expected {FORM}")
+        first = self.probes[0]
+        point = [t.to(self.domain.dtype) for t in (first.recon_x, first.x, first.mu, first.logvar)]
+        second = self._evaluate(point)
+        for name in ("value", "by_recon", "by_mu", "by_logvar"):
+            before, after = getattr(first, name), getattr(second, name)
+            if not (before - after).norm() <= 1e-6 * before.norm():
+                raise ValueError(
+                    "loss_fn is random or keeps a state between calls (annealing, a moving average): the "
+                    f"same arguments gave {first.value.item()} and then {second.value.item()}; expected a "
+                    "function of its arguments alone"
+                )
 
 
 def _fit(gradient: Tensor, target: Tensor) -> tuple[float, float]:
@@ -353,6 +426,10 @@ def _fit(gradient: Tensor, target: Tensor) -> tuple[float, float]:
     factor = (gradient * target).sum() / target.square().sum()
     misfit = (gradient - factor * target).norm() / gradient.norm()
     return float(factor), float(misfit)
+
+
+def _fits(misfit: float) -> bool:
+    return misfit <= _TOLERANCE  # False for NaN
 
 
 # --- reading the gradients -------------------------------------------------------------------------------
@@ -366,137 +443,168 @@ def _recon_fit(probes: list[_Probe], reading: Reading) -> tuple[float, float]:
 def _read_reconstruction(prober: _Prober, evidence: list[str]) -> tuple[str, str | None, float | None]:
     """Family, meaning of recon_x, and factor of the reconstruction term's gradient."""
     for (family, parameterization), reading in _RECONSTRUCTIONS.items():
-        factor, misfit = _recon_fit(prober.narrow, reading)
-        if misfit > _TOLERANCE:
+        factor, misfit = _recon_fit(prober.probes, reading)
+        if not _fits(misfit):
             continue
+        name, place = family.capitalize(), _PLACES[parameterization]
         if factor < 0:
             evidence.append(
-                f"The reconstruction term is a {family} log-likelihood, not its negative: minimising it "
-                "drives recon_x away from x. If the loss is meant to be maximised, diagnose its negative."
+                f"The reconstruction term is a {name} log-likelihood, not its negative: minimising it drives "
+                "recon_x away from x. If the loss is meant to be maximised, diagnose its negative."
             )
             return "unknown", None, None
-        if parameterization != "probabilities" and not _holds_on_the_real_line(prober, reading, factor):
+        if prober.larger is not None and not _fits(_recon_fit([prober.larger], reading)[1]):
+            evidence.append("The reconstruction term mixes the examples of a batch.")
+            return "unknown", None, None
+        if parameterization != "probabilities" and not _holds_beyond(
+            prober, reading, parameterization, factor
+        ):
             evidence.append(
-                f"For recon_x between 0 and 1 the reconstruction term is {family} on {parameterization}, "
+                f"For recon_x between 0 and 1 the reconstruction term is {name}, recon_x being its {place}, "
                 "but not beyond: it changes its form for large errors (Huber-like) or clips recon_x."
             )
             return "unknown", None, None
         evidence.append(
-            f"The gradient with respect to recon_x is that of a {family} likelihood, recon_x being its "
-            f"{parameterization} (relative misfit {misfit:.0e})."
+            f"The gradient with respect to recon_x is that of a {name} likelihood, recon_x being its {place} "
+            f"(relative misfit {misfit:.0e})."
         )
         return family, parameterization, factor
-    evidence.append(_describe_misfit(prober))
+    evidence.append(_describe_misfit(prober.probes))
     return "unknown", None, None
 
 
-def _holds_on_the_real_line(prober: _Prober, reading: Reading, factor: float) -> bool:
+def _holds_beyond(prober: _Prober, reading: Reading, parameterization: str, factor: float) -> bool:
+    """Whether a reading also holds for recon_x far from (0, 1)."""
     try:
-        probe = prober.probe(prober.batch_size, "real")
+        probe = prober.probe(parameterization)
     except _LossError:
-        return True  # it refuses recon_x beyond (0, 1), so there is nothing more to read
+        return True  # it refuses such recon_x, so there is nothing more to read
     found, misfit = _recon_fit([probe], reading)
-    return misfit < _TOLERANCE and math.isclose(found, factor, rel_tol=_TOLERANCE)
+    return _fits(misfit) and math.isclose(found, factor, rel_tol=10 * _TOLERANCE)
 
 
-def _describe_misfit(prober: _Prober) -> str:
+def _describe_misfit(probes: list[_Probe]) -> str:
     for name, reading in _MISTAKES.items():
-        if _recon_fit(prober.narrow, reading)[1] < _TOLERANCE:
+        if _fits(_recon_fit(probes, reading)[1]):
             return f"The reconstruction term is {name}."
+    gradient = torch.cat([p.by_recon for p in probes])
+    misfits = {}
     for (family, parameterization), reading in _RECONSTRUCTIONS.items():
-        if all(_recon_fit([p], reading)[1] < _TOLERANCE for p in prober.narrow):
+        name = f"{family.capitalize()} likelihood with recon_x as its {_PLACES[parameterization]}"
+        if all(_fits(_recon_fit([p], reading)[1]) for p in probes):
             return (
-                f"The gradient with respect to recon_x is that of a {family} likelihood on "
-                f"{parameterization} times a factor that changes with the size of the error: a function of "
-                "that error, such as its logarithm (a profile likelihood) or its root."
+                f"The gradient with respect to recon_x is that of a {name}, times a factor that changes with "
+                "the size of the error: a function of it, such as its logarithm (profile likelihood) or root."
             )
-        gradient = torch.cat([p.by_recon for p in prober.narrow])
-        target = torch.cat([reading(p.recon_x, p.x) for p in prober.narrow])
-        columns = [_fit(gradient[:, j], target[:, j]) for j in range(gradient.shape[1])]
-        if all(misfit < _TOLERANCE for _, misfit in columns):
+        target = torch.cat([reading(p.recon_x, p.x) for p in probes])
+        weights = (gradient * target).sum(0) / target.square().sum(0)  # one for each number of an example
+        if _fits(float((gradient - weights * target).norm() / gradient.norm())):
             return (
-                f"Each number of recon_x has the gradient of a {family} likelihood on "
-                f"{parameterization}, but with weights that differ between the numbers of an example."
+                f"Each number of recon_x has the gradient of a {name}, but with weights that differ between "
+                "the numbers of an example."
             )
-    best = min(_RECONSTRUCTIONS, key=lambda key: _recon_fit(prober.narrow, _RECONSTRUCTIONS[key])[1])
-    misfit = _recon_fit(prober.narrow, _RECONSTRUCTIONS[best])[1]
+        misfits[name] = _recon_fit(probes, reading)[1]
+    nearest = min(misfits, key=lambda name: misfits[name])
     return (
-        f"The gradient with respect to recon_x fits no likelihood; the nearest, {best[0]} on {best[1]}, "
-        f"misses it by {misfit:.2g} of its size."
+        f"The gradient with respect to recon_x fits no likelihood; the nearest, a {nearest}, misses it by "
+        f"{misfits[nearest]:.2g} of its size."
     )
+
+
+def _kl_fit(probes: list[_Probe], reading: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+    gradient = torch.cat([t.flatten() for p in probes for t in (p.by_mu, p.by_logvar)])
+    return _fit(gradient, torch.cat([t.flatten() for p in probes for t in (p.mu, reading(p.logvar))]))
 
 
 def _read_kl(prober: _Prober, evidence: list[str]) -> tuple[str | None, float | None]:
     """Fault of the KL term, if any, and its factor, if it has one."""
-    mu, logvar, by_mu, by_logvar = (
-        torch.cat([getattr(p, name).flatten() for p in prober.narrow])
-        for name in ("mu", "logvar", "by_mu", "by_logvar")
-    )
-    if not by_mu.any() and not by_logvar.any():
-        evidence.append("The loss does not depend on mu and logvar.")
-        return "missing", None
-    if not by_mu.any() or not by_logvar.any():
-        ignored = "mu" if not by_mu.any() else "logvar"
-        evidence.append(f"The loss does not depend on {ignored}.")
-        return f"malformed: it ignores {ignored}", None
+    ignored = [
+        name for name in ("mu", "logvar") if not any(getattr(p, f"by_{name}").any() for p in prober.probes)
+    ]
+    if ignored:
+        evidence.append(f"The loss does not depend on {' and '.join(ignored)}.")
+        return ("missing" if len(ignored) == 2 else f"malformed: it ignores {ignored[0]}"), None
     for meaning, reading in _KL_READINGS.items():
-        factor, misfit = _fit(torch.cat([by_mu, by_logvar]), torch.cat([mu, reading(logvar)]))
-        if misfit > _TOLERANCE:
+        fits = [_kl_fit(probes, reading) for probes in prober.regions.values()]
+        if not all(_fits(misfit) for _, misfit in fits):
             continue
-        if factor < 0:
+        factors = [factor for factor, _ in fits]
+        if not all(math.isclose(factor, factors[0], rel_tol=10 * _TOLERANCE) for factor in factors):
+            evidence.append(
+                "The weight of the KL term changes with its size: free bits, a capacity, or a root."
+            )
+            return "malformed: a function of the KL", None
+        if prober.larger is not None and not _fits(_kl_fit([prober.larger], reading)[1]):
+            evidence.append("The KL term mixes the examples of a batch.")
+            return "malformed: it mixes examples", None
+        if factors[0] < 0:
             evidence.append("Minimising the loss drives the posterior away from the prior.")
-            return "wrong sign", factor
+            return "wrong sign", factors[0]
         if meaning != "log-variance":
             evidence.append(
                 f"The KL term is right if the last argument is the {meaning}, not the log-variance."
             )
-            return f"takes logvar for the {meaning}", factor
-        return None, factor
+            return f"takes logvar for the {meaning}", factors[0]
+        return None, factors[0]
+    return _describe_kl_misfit(prober.probes, evidence), None
+
+
+def _describe_kl_misfit(probes: list[_Probe], evidence: list[str]) -> str:
+    mu, logvar, by_mu, by_logvar = (
+        torch.cat([getattr(p, name).flatten() for p in probes])
+        for name in ("mu", "logvar", "by_mu", "by_logvar")
+    )
     mu_factor, mu_misfit = _fit(by_mu, mu)
     log_factor, log_misfit = _fit(by_logvar, _KL_READINGS["log-variance"](logvar))
-    if max(mu_misfit, log_misfit) < _TOLERANCE:
-        evidence.append(
-            f"mu has the weight {mu_factor:.6g}, the variance {log_factor:.6g}; a KL has one for both."
-        )
-        return "malformed: mu and logvar have different weights", None
-    parts = [name for name, misfit in (("mu", mu_misfit), ("logvar", log_misfit)) if misfit > _TOLERANCE]
-    evidence.append(f"The gradient with respect to {' and '.join(parts)} is not that of a KL divergence.")
-    return f"malformed: wrong dependence on {' and '.join(parts)}", None
+    parts = [name for name, misfit in (("mu", mu_misfit), ("logvar", log_misfit)) if not _fits(misfit)]
+    if not parts:
+        evidence.append(f"mu has the weight {mu_factor:.6g}, logvar {log_factor:.6g}; a KL has one for both.")
+        return "malformed: mu and logvar have different weights"
+    evidence.append(
+        f"The gradient with respect to {' and '.join(parts)} is not everywhere that of the KL divergence of "
+        "a diagonal Gaussian from N(0, I); a clamp, free bits or another prior would do that."
+    )
+    return f"malformed: wrong dependence on {' and '.join(parts)}"
 
 
 def _read_batch(
     prober: _Prober, family: str, parameterization: str | None, kl_fault: str | None, evidence: list[str]
 ) -> tuple[str, tuple[float, float]]:
     """How the batch is reduced, and for both terms what turns their factors into factors per example."""
-    size = prober.batch_size
-    names: list[str] = []
+    if prober.larger is None:
+        evidence.append(
+            f"The loss accepts batches of {prober.batch_size} only; how it reduces them is not seen."
+        )
+        return "unknown", (1.0, 1.0)
+    rules = {}
     if family != "unknown" and parameterization is not None:
         reading = _RECONSTRUCTIONS[family, parameterization]
-        ratio = _recon_fit([prober.larger], reading)[0] / _recon_fit(prober.narrow[:1], reading)[0]
-        names.append(_batch_rule(ratio))
-    else:
-        names.append("unknown")
-    if prober.narrow[0].by_mu.any() and _fit(prober.narrow[0].by_mu, prober.narrow[0].mu)[1] < _TOLERANCE:
-        first, second = (_fit(p.by_mu, p.mu)[0] for p in (prober.narrow[0], prober.larger))
-        names.append(_batch_rule(second / first))
-    per_example = [float(size) if name == "mean" else 1.0 for name in names]
-    weights = (per_example[0], per_example[-1])
-    known = [name for name in names if name != "unknown"]
-    if len(set(known)) < 2:
-        return (known[0] if known else "unknown"), weights
+        rules["reconstruction"] = _batch_rule(
+            *(_recon_fit([p], reading)[0] for p in (prober.probes[0], prober.larger))
+        )
+    if kl_fault is None:
+        reading_kl = _KL_READINGS["log-variance"]
+        rules["KL"] = _batch_rule(*(_kl_fit([p], reading_kl)[0] for p in (prober.probes[0], prober.larger)))
+    size = float(prober.batch_size)
+    weights = tuple(size if rules.get(term) == "mean" else 1.0 for term in ("reconstruction", "KL"))
+    if len(set(rules.values())) < 2:
+        return next(iter(rules.values()), "unknown"), (weights[0], weights[1])
     evidence.append(
-        f"Over the batch the reconstruction term is a {names[0]} and the KL term a {names[1]}, so that beta "
-        f"changes with the batch size; the values are for {size} examples."
+        f"Over the batch the reconstruction term is a {rules['reconstruction']}, the KL term a {rules['KL']}, "
+        f"so that beta changes with the batch size; the values are for {prober.batch_size} examples."
     )
-    return f"{names[0]} of the reconstruction term, {names[1]} of the KL term", weights
+    return f"{rules['reconstruction']} of the reconstruction term, {rules['KL']} of the KL term", (
+        weights[0],
+        weights[1],
+    )
 
 
-def _batch_rule(ratio: float) -> str:
-    """Reduction that multiplies the factor by `ratio` when the batch is doubled."""
+def _batch_rule(factor: float, doubled: float) -> str:
+    """Reduction that changes a factor like this when the batch is doubled."""
     for name, expected in (("sum", 1.0), ("mean", 0.5)):
-        if math.isclose(ratio, expected, rel_tol=10 * _TOLERANCE):
+        if math.isclose(doubled / factor, expected, rel_tol=10 * _TOLERANCE):
             return name
-    return f"reduction with the factor {ratio:.3g} for a batch of twice the size"
+    return f"reduction with the factor {doubled / factor:.3g} for a batch of twice the size"
 
 
 def _explain_weights(
@@ -529,21 +637,35 @@ def _weight_sentence(name: str, weight: float, habits: dict[float, str]) -> str:
     return f"The {name} has the weight {weight:.6g}" + (f" ({causes[0]})." if causes else ".")
 
 
+def _check_arguments(
+    loss_fn: object, data_dim: object, latent_dim: object, batch_size: object, seed: object
+) -> None:
+    if isinstance(loss_fn, type) or not callable(loss_fn):
+        raise ValueError(f"loss_fn must be a function or an instance, got {loss_fn!r}; expected {FORM}")
+    sizes = {"data_dim": data_dim, "latent_dim": latent_dim, "batch_size": batch_size}
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{name} must be a positive integer, got {size!r}")
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be an integer from 0 to 2**63 - 1, got {seed!r}")
+
+
 def _spectrum(data: Tensor | None, eigenvalues: Tensor | None, data_dim: int) -> Tensor | None:
     if data is not None and eigenvalues is not None:
         raise ValueError("give data or eigenvalues, not both")
-    if eigenvalues is not None:
-        if eigenvalues.shape != (data_dim,):
-            raise ValueError(f"eigenvalues must have shape ({data_dim},), got {tuple(eigenvalues.shape)}")
-        check_finite(eigenvalues=eigenvalues)
-        return eigenvalues
-    if data is None:
+    name, given = ("data", data) if eigenvalues is None else ("eigenvalues", eigenvalues)
+    if given is None:
         return None
-    if data.ndim != 2 or data.shape[1] != data_dim or len(data) < 2 or not data.is_floating_point():
-        raise ValueError(
-            f"data must be floating point of shape (N, {data_dim}), N >= 2, "
-            f"got {data.dtype} {tuple(data.shape)}"
-        )
-    check_finite(data=data)
-    spectrum: Tensor = torch.linalg.eigvalsh(torch.cov(data.double().T, correction=0))
+    if not isinstance(given, Tensor) or given.layout != torch.strided or not given.is_floating_point():
+        kind = f"{given.dtype} tensor" if isinstance(given, Tensor) else type(given).__name__
+        raise ValueError(f"{name} must be a dense floating point tensor, got a {kind}")
+    if eigenvalues is not None and eigenvalues.shape != (data_dim,):
+        raise ValueError(f"eigenvalues must have shape ({data_dim},), got {tuple(eigenvalues.shape)}")
+    if data is not None and (data.ndim != 2 or data.shape[1] != data_dim or len(data) < 2):
+        raise ValueError(f"data must have shape (N, {data_dim}), N >= 2, got {tuple(data.shape)}")
+    if not given.isfinite().all():
+        raise ValueError(f"{name} must be finite: remove NaN and infinite values")
+    if eigenvalues is not None:
+        return eigenvalues
+    spectrum: Tensor = torch.linalg.eigvalsh(torch.cov(given.double().T, correction=0))
     return spectrum
