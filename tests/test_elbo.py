@@ -486,6 +486,18 @@ def test_exercise_clamped_log_variance_costs_two_nats():
     assert kl.item() == pytest.approx(2.19, abs=0.005)
 
 
+def test_exercise_posteriors_as_wide_as_the_prior_shrink_the_decoder(digits_x):
+    """With d_j held at 1 the best column has the squared norm sigma * sqrt(lambda_j) - sigma**2."""
+    scale = 0.2
+    torch.manual_seed(0)
+    model = LinearVAE(64, 3, scale=scale).double()
+    model.encoder.log_scale.requires_grad_(False).zero_()
+    maximise(model, digits_x, 300)
+    found = torch.linalg.svdvals(model.weight.detach()).square()
+    expected = scale * eigenvalues_of(digits_x)[:3].sqrt() - scale**2
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0)
+
+
 def test_exercise_two_meanings_of_the_log_variance_can_exceed_the_log_evidence(digits_x):
     """KL for scale exp(l / 2), codes of scale exp(l): for narrow posteriors the sum is above log p(x)."""
     model = LinearVAE.from_ppca(digits_x, 5, scale=0.2)

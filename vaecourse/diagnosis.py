@@ -179,7 +179,7 @@ def diagnose_loss(
 
     References
     ----------
-    The equivalence of weights and variance: chapter 3 of the course; active latents: chapter 2.
+    The equivalence of weights and variance: the page "Losses in the wild"; active latents: chapter 2.
 
     Examples
     --------
@@ -585,18 +585,16 @@ def _read_batch(
     if kl_fault is None:
         reading_kl = _KL_READINGS["log-variance"]
         rules["KL"] = _batch_rule(*(_kl_fit([p], reading_kl)[0] for p in (prober.probes[0], prober.larger)))
-    size = float(prober.batch_size)
-    weights = tuple(size if rules.get(term) == "mean" else 1.0 for term in ("reconstruction", "KL"))
+    per_example = {term: float(prober.batch_size) if rule == "mean" else 1.0 for term, rule in rules.items()}
+    weights = (per_example.get("reconstruction", 1.0), per_example.get("KL", 1.0))
     if len(set(rules.values())) < 2:
-        return next(iter(rules.values()), "unknown"), (weights[0], weights[1])
+        return next(iter(rules.values()), "unknown"), weights
+    both = f"{rules['reconstruction']} of the reconstruction term, {rules['KL']} of the KL term"
     evidence.append(
-        f"Over the batch the reconstruction term is a {rules['reconstruction']}, the KL term a {rules['KL']}, "
-        f"so that beta changes with the batch size; the values are for {prober.batch_size} examples."
+        f"Over the batch the loss takes the {both}, so that beta changes with the batch size; the values are "
+        f"for {prober.batch_size} examples."
     )
-    return f"{rules['reconstruction']} of the reconstruction term, {rules['KL']} of the KL term", (
-        weights[0],
-        weights[1],
-    )
+    return both, weights
 
 
 def _batch_rule(factor: float, doubled: float) -> str:
