@@ -23,6 +23,7 @@ FLOORS = [
     "checkpoints",
     "training",
     "evaluation",
+    "_probing",
     "diagnosis",
     "plotting",
     "coursework",

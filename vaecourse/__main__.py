@@ -8,8 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vaecourse._probing import LossFn
 from vaecourse.datasets import digits, mnist, to_unit_interval
-from vaecourse.diagnosis import LossFn, diagnose_loss
+from vaecourse.diagnosis import diagnose_loss
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
