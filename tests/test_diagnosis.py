@@ -406,7 +406,7 @@ def test_kl_faults_are_named_and_leave_the_family(kl, fault):
     found = diagnose(lambda r, x, m, v: 0.5 * (r - x).square().sum(1).mean() + kl(m, v))
     assert fault in found.kl_fault
     assert (found.family, found.parameterization) == ("gaussian", "loc")
-    assert (found.scale, found.beta, found.is_elbo) == (None, None, False)
+    assert (found.scale, found.beta, found.is_elbo, found.kl_weight) == (None, None, False, None)
     assert found.kl_fault in found.explain()
 
 
@@ -524,7 +524,15 @@ def test_loss_for_one_batch_size_is_read_without_its_reduction():
 
     found = diagnose(fixed, batch_size=8)
     assert (found.family, found.batch_reduction) == ("gaussian", "unknown")
+    assert found.recon_weight is None and found.scale == pytest.approx(1)
     assert "accepts batches of 8 only" in found.explain()
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 64])
+def test_cross_entropy_divided_twice_by_the_batch_is_an_elbo(batch_size):
+    found = diagnose(lambda *a: VARIANTS["package-bernoulli"][0](*a) / len(a[0]), batch_size=batch_size)
+    assert found.is_elbo
+    assert found.recon_weight is None and found.kl_weight is None  # no weight of one example is defined
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 64])

@@ -85,9 +85,7 @@ class Prober:
             leaves = [t.clone().requires_grad_(i != 1) for i, t in enumerate(point)]
             wanted = [leaves[0], leaves[2], leaves[3]]
             try:
-                loss = self.loss_fn(
-                    *(t.clone() for t in leaves)
-                )  # clones, which the loss may change in place
+                loss = self.loss_fn(*(t.clone() for t in leaves))  # it may change its arguments in place
             except Exception as error:
                 raise self._failure(error) from error
             self._check_result(loss)
@@ -153,9 +151,8 @@ class Prober:
 
     def _find_domain(self) -> dict[str, list[Probe]]:
         """Set the first domain in which the loss is finite wherever it is probed, and return the probes."""
-        repeats = math.ceil(
-            32 / (self.batch_size * min(self.data_dim, self.latent_dim))
-        )  # too few fit by chance
+        # a handful of numbers would fit by chance
+        repeats = math.ceil(32 / (self.batch_size * min(self.data_dim, self.latent_dim)))
         failure: LossError | None = None
         is_number = False
         for self.domain in _DOMAINS:

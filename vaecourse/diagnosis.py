@@ -193,17 +193,18 @@ def diagnose_loss(
     evidence: list[str] = []
     family, parameterization, recon_factor = _read_reconstruction(prober, evidence)
     kl_fault, kl_factor = _read_kl(prober, evidence)
-    reduction, per_example = _read_batch(prober, family, parameterization, kl_fault, evidence)
-    half = 0.5 if family == "gaussian" else 1.0  # the derivative of a square has a factor 2
-    recon_weight = None if recon_factor is None else half * recon_factor * per_example[0]
-    kl_weight = None if kl_factor is None else kl_factor * per_example[1]
+    rules = _read_batch(prober, family, parameterization, kl_fault, evidence)
+    recon_weight = _weight_per_example(recon_factor, rules.get("reconstruction"), batch_size)
+    if family == "gaussian" and recon_weight is not None:
+        recon_weight /= 2  # the derivative of a square has a factor 2
+    kl_weight = _weight_per_example(kl_factor, rules.get("KL"), batch_size)
     scale = beta = None
-    if recon_factor is not None and kl_factor is not None and kl_fault is None:
+    if recon_factor is not None and kl_factor is not None:
         beta = kl_factor / recon_factor  # for a Gaussian of scale 1, whose squared error has the weight 1/2
         scale = {"gaussian": math.sqrt(beta), "laplace": beta}.get(family)
     is_elbo = beta is not None
     if family == "bernoulli":  # no scale to absorb another ratio of the weights, at any batch size
-        is_elbo = is_elbo and abs((beta or 0.0) - 1) < 10 * _TOLERANCE and " of " not in reduction
+        is_elbo = beta is not None and abs(beta - 1) < 10 * _TOLERANCE and len(set(rules.values())) < 2
     _explain_weights(evidence, family, recon_weight, kl_weight, data_dim, latent_dim)
     num_active = None
     if spectrum is not None and family == "gaussian" and parameterization == "loc" and beta is not None:
@@ -217,7 +218,7 @@ def diagnose_loss(
         scale=scale,
         beta=beta,
         parameterization=parameterization,
-        batch_reduction=reduction,
+        batch_reduction=_name_rules(rules),
         is_elbo=is_elbo,
         kl_fault=kl_fault,
         recon_weight=recon_weight,
@@ -323,7 +324,7 @@ def _kl_fit(probes: list[Probe], reading: Callable[[Tensor], Tensor]) -> tuple[f
 
 
 def _read_kl(prober: Prober, evidence: list[str]) -> tuple[str | None, float | None]:
-    """Fault of the KL term, if any, and its factor, if it has one."""
+    """Fault of the KL term, or else its factor."""
     ignored = [
         name for name in ("mu", "logvar") if not any(getattr(p, f"by_{name}").any() for p in prober.probes)
     ]
@@ -345,12 +346,12 @@ def _read_kl(prober: Prober, evidence: list[str]) -> tuple[str | None, float | N
             return "malformed: it mixes examples", None
         if factors[0] < 0:
             evidence.append("Minimising the loss drives the posterior away from the prior.")
-            return "wrong sign", factors[0]
+            return "wrong sign", None
         if meaning != "log-variance":
             evidence.append(
                 f"The KL term is right if the last argument is the {meaning}, not the log-variance."
             )
-            return f"takes logvar for the {meaning}", factors[0]
+            return f"takes logvar for the {meaning}", None
         return None, factors[0]
     return _describe_kl_misfit(prober.probes, evidence), None
 
@@ -375,32 +376,39 @@ def _describe_kl_misfit(probes: list[Probe], evidence: list[str]) -> str:
 
 def _read_batch(
     prober: Prober, family: str, parameterization: str | None, kl_fault: str | None, evidence: list[str]
-) -> tuple[str, tuple[float, float]]:
-    """How the batch is reduced, and for both terms what turns their factors into factors per example."""
+) -> dict[str, str]:
+    """How the batch is reduced in each term that is understood."""
     if prober.larger is None:
         evidence.append(
             f"The loss accepts batches of {prober.batch_size} only; how it reduces them is not seen."
         )
-        return "unknown", (1.0, 1.0)
-    rules = {}
-    if family != "unknown" and parameterization is not None:
+        return {}
+    pair, rules = (prober.probes[0], prober.larger), {}
+    if parameterization is not None:
         reading = _RECONSTRUCTIONS[family, parameterization]
-        rules["reconstruction"] = _batch_rule(
-            *(_recon_fit([p], reading)[0] for p in (prober.probes[0], prober.larger))
-        )
+        rules["reconstruction"] = _batch_rule(*(_recon_fit([p], reading)[0] for p in pair))
     if kl_fault is None:
         reading_kl = _KL_READINGS["log-variance"]
-        rules["KL"] = _batch_rule(*(_kl_fit([p], reading_kl)[0] for p in (prober.probes[0], prober.larger)))
-    per_example = {term: float(prober.batch_size) if rule == "mean" else 1.0 for term, rule in rules.items()}
-    weights = (per_example.get("reconstruction", 1.0), per_example.get("KL", 1.0))
-    if len(set(rules.values())) < 2:
-        return next(iter(rules.values()), "unknown"), weights
-    both = f"{rules['reconstruction']} of the reconstruction term, {rules['KL']} of the KL term"
-    evidence.append(
-        f"Over the batch the loss takes the {both}, so that beta changes with the batch size; the values are "
-        f"for {prober.batch_size} examples."
-    )
-    return both, weights
+        rules["KL"] = _batch_rule(*(_kl_fit([p], reading_kl)[0] for p in pair))
+    if len(set(rules.values())) == 2:
+        evidence.append(
+            f"Over the batch the loss takes the {_name_rules(rules)}, so that beta changes with the batch "
+            f"size; the values are for {prober.batch_size} examples."
+        )
+    return rules
+
+
+def _name_rules(rules: dict[str, str]) -> str:
+    if len(set(rules.values())) == 2:
+        return ", ".join(f"{rule} of the {term} term" for term, rule in rules.items())
+    return next(iter(rules.values()), "unknown")
+
+
+def _weight_per_example(factor: float | None, rule: str | None, batch_size: int) -> float | None:
+    """Weight in the loss of one example, where the reduction over the batch is known."""
+    if factor is None or rule not in ("mean", "sum"):
+        return None
+    return factor * batch_size if rule == "mean" else factor
 
 
 def _batch_rule(factor: float, doubled: float) -> str:
