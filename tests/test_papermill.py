@@ -12,6 +12,8 @@ CHAPTERS = sorted((ROOT / "book").glob("[0-9]*.ipynb"))
 PARAMETERS = {
     "01_gaussian_regression": {"seed": 1, "num_points": 30},
     "02_vae_elbo": {"seed": 1, "noise_scale": 0.2, "num_images": 4000, "num_epochs": 12},
+    "03_gaussian_to_mse": {"seed": 1, "num_images": 6000, "num_epochs": 14},
+    "04_bernoulli_to_bce": {"seed": 1, "num_images": 7000, "num_epochs": 10},
 }
 
 
