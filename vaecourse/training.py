@@ -1,56 +1,57 @@
 """One training loop for every chapter: it minimises what it is given and does not know what an ELBO is."""
 
-import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from vaecourse._devices import available_devices, choose_device, compiler_problem
+from vaecourse._engine import BatchLoss, History, LossFn, Run, epoch_order, own_randomness
+from vaecourse._resuming import Saver, Signals, deferred_signals, digest
+from vaecourse.checkpoints import Checkpoints
 
-@dataclass
-class History:
-    """What happened during training, one entry per epoch.
-
-    Attributes
-    ----------
-    loss : list of float
-        Mean loss over the examples of the epoch, measured while the weights changed.
-    seconds : list of float
-        Wall time of the epoch.
-    """
-
-    loss: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
+__all__ = ["History", "available_devices", "choose_device", "compiler_problem", "fit"]
 
 
 def fit(
     model: nn.Module,
-    loss_fn: Callable[..., Tensor],
+    loss_fn: LossFn,
     data: Tensor | tuple[Tensor, ...],
     *,
     num_epochs: int,
     batch_size: int,
     learning_rate: float | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    scheduler: LRScheduler | None = None,
     device: str | torch.device = "cpu",
+    precision: Literal["float32", "bf16"] = "float32",
+    compile: bool | str = False,
+    micro_batch_size: int | None = None,
+    checkpoints: Checkpoints | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> History:
     """Train a model on minibatches and return its loss and time per epoch.
 
-    The data are moved to the device once and batches are taken by index; the
-    loss is read back once an epoch.  The global random state is put back
-    afterwards.  The model ends in evaluation mode.
+    The data are moved to the device once and batches are taken by index; an
+    accelerator is waited for once an epoch.  The order of the data depends on
+    seed and epoch alone; noise comes from torch's global generators, which are
+    seeded, and put back afterwards.  The model ends in evaluation mode.
+
+    Where `torch.distributed` is initialised, every process takes its share of
+    each batch, and gradients are those of one process with the whole batch;
+    the first process alone shows progress and writes.
 
     Parameters
     ----------
     model : nn.Module
         Trained in place, and moved to `device`.
     loss_fn : callable
-        ``loss_fn(model, *batch) -> Tensor`` of shape (), a mean over the batch.
+        ``loss_fn(model, *batch) -> Tensor`` of shape (), a mean over the batch.  Slices and shares
+        of a batch add up exactly for a mean over examples; batch norm and an "optimal" scale are none.
     data : Tensor or tuple of Tensor
         Examples along the first dimension, floating point values finite.
     num_epochs, batch_size : int
@@ -58,25 +59,47 @@ def fit(
     learning_rate : float, optional
         Of Adam, 1e-3 if left out; give either it or `optimizer`.
     optimizer : torch.optim.Optimizer, optional
-        Any other optimiser, made from the model's parameters.
+        Any other optimiser, made from the model's parameters.  The default is Adam, fused where
+        torch can; an optimiser that is not fused makes an accelerator wait at each step.
+    scheduler : torch.optim.lr_scheduler.LRScheduler, optional
+        Stepped after each optimiser step; brings its own optimiser along.
     device : str or torch.device
-        Where to train.
+        Where to train; "auto" for the best there is, see `choose_device`.
+    precision : {"float32", "bf16"}
+        "bf16" runs `loss_fn` under autocast: matrix products in bfloat16; densities and divergences
+        of this package go on in float32.
+    compile : bool or str
+        Whether to compile the loss with torch.compile, or in which of its modes.  The first step then
+        takes seconds to a minute; incomplete batches are not compiled, and values are checked in the
+        first batch only.
+    micro_batch_size : int, optional
+        Examples that fit into memory: a batch is then worked off in slices, with one optimiser step.
+    checkpoints : Checkpoints, optional
+        Where to save.  If the folder holds a checkpoint of this same run, training goes on from it and
+        ends, on the CPU, with the same bits as if it had never stopped.  SIGTERM and Ctrl-C then act
+        after the step in hand (in many processes: at the next save) and a last checkpoint.
     seed : int
-        Seeds the order of the data and all noise, so that a run can be repeated.
+        Not negative; seeds the order of the data and all noise, so that a run can be repeated.
     progress : bool
         Whether to show a progress bar, if the output is a terminal.
 
     Returns
     -------
     History
-        Loss and seconds per epoch.
+        Loss and seconds per epoch, those before a resumption included.
 
     Raises
     ------
     ValueError
-        If sizes do not fit, the data are empty or not finite, or both optimiser and rate are given.
+        If sizes do not fit, the data are empty or not finite, the device is missing, or optimiser,
+        rate and schedule contradict each other.
     FloatingPointError
-        If the loss (on the CPU, or a gradient) stops being finite; there, before the weights are touched.
+        If the loss or a gradient stops being finite, before it reaches a weight.  The message names
+        the step, the parameters, and the last checkpoint.
+    CheckpointError
+        If a checkpoint cannot be written or read, or belongs to another run.
+    RuntimeError
+        If `compile` is asked for without a compiler.
 
     Examples
     --------
@@ -87,66 +110,122 @@ def fit(
     >>> round(layer.weight.item(), 2)
     3.0
     """
-    tensors = _validated(data, num_epochs, batch_size)
-    if optimizer is not None and learning_rate is not None:
-        raise ValueError("give learning_rate (for Adam) or an optimizer of your own, not both")
+    device = choose_device(device)
+    tensors = _validated(data, num_epochs, batch_size, micro_batch_size, seed, precision)
     model.to(device).train()
+    run = Run(
+        BatchLoss(model, loss_fn, precision, device.type),
+        _chosen_optimizer(model, learning_rate, optimizer, scheduler, device),
+        scheduler,
+        device=device,
+        compile=compile,
+        batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
+    )
+    saver = None
+    if checkpoints is not None:
+        settings = {
+            "data": digest(tensors),
+            "batch_size": str(batch_size),
+            "micro_batch_size": str(micro_batch_size),
+            "precision": precision,
+            "seed": str(seed),
+        }
+        saver = Saver(run, checkpoints, settings)
     tensors = tuple(tensor.to(device) for tensor in tensors)
-    if optimizer is None:
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3 if learning_rate is None else learning_rate)
-    history = History()
-    epochs = tqdm(range(num_epochs), unit="epoch", disable=None if progress else True)
-    with torch.random.fork_rng(devices=_accelerators(device), device_type=_device_type(device)):
-        torch.manual_seed(seed)
-        for epoch in epochs:
-            start = time.perf_counter()
-            history.loss.append(_run_epoch(model, loss_fn, tensors, batch_size, optimizer, epoch))
-            history.seconds.append(time.perf_counter() - start)
-            epochs.set_postfix(loss=f"{history.loss[-1]:.4g}")
-    model.eval()
-    return history
-
-
-def _run_epoch(
-    model: nn.Module,
-    loss_fn: Callable[..., Tensor],
-    tensors: tuple[Tensor, ...],
-    batch_size: int,
-    optimizer: torch.optim.Optimizer,
-    epoch: int,
-) -> float:
-    num_examples, device = len(tensors[0]), tensors[0].device
-    total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-    order = torch.randperm(num_examples).to(device)
-    for step, indices in enumerate(torch.split(order, batch_size)):
+    bar = tqdm(
+        total=num_epochs * len(tensors[0]),
+        unit=" examples",
+        unit_scale=True,
+        disable=None if progress and run.rank == 0 else True,
+    )
+    with own_randomness(seed, run.rank, device), deferred_signals(saver is not None) as signals, bar:
         try:
-            loss = loss_fn(model, *(tensor[indices] for tensor in tensors))
-        except ValueError as error:
-            error.add_note(f"raised by loss_fn at epoch {epoch}, step {step}")
+            _train(run, tensors, num_epochs, seed, saver, signals, bar)
+        except FloatingPointError as error:
+            error.add_note(
+                f"the last checkpoint is {saver.last}" if saver else "no checkpoints were asked for"
+            )
             raise
-        if device.type == "cpu" and not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss is {loss.item()} at epoch {epoch}, step {step}")
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if device.type == "cpu" and not _has_finite_gradients(model):
-            raise FloatingPointError(f"a gradient is not finite at epoch {epoch}, step {step}")
-        optimizer.step()
-        total += loss.detach() * len(indices)
-    mean = total.item() / num_examples
-    if not math.isfinite(mean):
-        raise FloatingPointError(f"the mean loss of epoch {epoch} is {mean}")
-    return mean
+        finally:
+            run.guard.release()
+            model.eval()
+    signals.deliver()
+    return run.history
 
 
-def _has_finite_gradients(model: nn.Module) -> bool:
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    return all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+def _train(
+    run: Run,
+    tensors: tuple[Tensor, ...],
+    num_epochs: int,
+    seed: int,
+    saver: Saver | None,
+    signals: Signals,
+    bar: "tqdm[object]",
+) -> None:
+    """Take the steps that are left, saving on the way."""
+    num_examples = len(tensors[0])
+    start = time.perf_counter() - (saver.resume(num_epochs) if saver else 0.0)
+    bar.update(len(run.history.loss) * num_examples + run.batch * run.batch_size)
+    while len(run.history.loss) < num_epochs:
+        order = epoch_order(num_examples, seed, len(run.history.loss)).to(run.device)
+        batches = torch.split(order, run.batch_size)
+        for indices in batches[run.batch :]:
+            run.take_step(tensors, indices)
+            bar.update(len(indices))
+            is_last = run.batch == len(batches)
+            if is_last:
+                run.end_epoch(num_examples, time.perf_counter() - start)
+                start = time.perf_counter()
+                bar.set_postfix(epoch=len(run.history.loss), loss=f"{run.history.loss[-1]:.4g}")
+            stops_alone = signals.received is not None and run.world_size == 1
+            if saver and (is_last or saver.is_due() or stops_alone):
+                saver.save(time.perf_counter() - start)
+                if signals.received_anywhere(run):
+                    return
 
 
-def _validated(data: Tensor | tuple[Tensor, ...], num_epochs: int, batch_size: int) -> tuple[Tensor, ...]:
+def _chosen_optimizer(
+    model: nn.Module,
+    learning_rate: float | None,
+    optimizer: torch.optim.Optimizer | None,
+    scheduler: LRScheduler | None,
+    device: torch.device,
+) -> torch.optim.Optimizer:
+    if scheduler is not None:
+        if optimizer is not None and scheduler.optimizer is not optimizer:
+            raise ValueError(
+                "scheduler is bound to another optimizer than the one given: leave optimizer out"
+            )
+        optimizer = scheduler.optimizer
+    if optimizer is None:
+        can_fuse = device.type in ("cpu", "cuda", "mps") and all(
+            p.is_floating_point() for p in model.parameters()
+        )
+        rate = 1e-3 if learning_rate is None else learning_rate
+        return torch.optim.Adam(model.parameters(), lr=rate, fused=can_fuse)
+    if learning_rate is not None:
+        raise ValueError("give learning_rate (for Adam) or an optimizer of your own, not both")
+    return optimizer
+
+
+def _validated(
+    data: Tensor | tuple[Tensor, ...],
+    num_epochs: int,
+    batch_size: int,
+    micro_batch_size: int | None,
+    seed: int,
+    precision: str,
+) -> tuple[Tensor, ...]:
     tensors = (data,) if isinstance(data, Tensor) else tuple(data)
     if num_epochs < 1 or batch_size < 1:
         raise ValueError(f"num_epochs and batch_size must be at least 1, got {num_epochs} and {batch_size}")
+    if micro_batch_size is not None and micro_batch_size < 1:
+        raise ValueError(f"micro_batch_size must be at least 1, got {micro_batch_size}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
+    if precision not in ("float32", "bf16"):
+        raise ValueError(f"precision must be 'float32' or 'bf16', got {precision!r}")
     if not tensors or len({len(tensor) for tensor in tensors}) != 1 or len(tensors[0]) == 0:
         raise ValueError(
             "data must hold at least one example, equally many in each tensor, got lengths "
@@ -156,14 +235,3 @@ def _validated(data: Tensor | tuple[Tensor, ...], num_epochs: int, batch_size: i
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"data[{position}] holds NaN or infinite values: remove them before training")
     return tensors
-
-
-def _device_type(device: str | torch.device) -> str:
-    kind = torch.device(device).type
-    return "cuda" if kind == "cpu" else kind  # fork_rng wants an accelerator's name even for an empty list
-
-
-def _accelerators(device: str | torch.device) -> list[int]:
-    """Indices of the accelerators whose random state training uses."""
-    device = torch.device(device)
-    return [] if device.type == "cpu" else [device.index or 0]
