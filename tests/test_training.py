@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import itertools
 import math
 
@@ -6,10 +7,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vaecourse.likelihoods import GaussianLikelihood
-from vaecourse.models import GaussianRegressor, LinearVAE, mlp, mlp_vae
+from vaecourse._engine import Guard
+from vaecourse.divergences import kl_standard_normal
+from vaecourse.likelihoods import (
+    BernoulliLikelihood,
+    ContinuousBernoulliLikelihood,
+    GaussianLikelihood,
+    LaplaceLikelihood,
+    Likelihood,
+)
+from vaecourse.models import VAE, GaussianRegressor, LinearVAE, mlp, mlp_vae
 from vaecourse.objectives import negative_elbo
-from vaecourse.training import History, fit
+from vaecourse.training import History, available_devices, choose_device, compiler_problem, fit
 
 
 def squared_error(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -214,17 +223,52 @@ def test_fit_leaves_the_data_untouched():
     assert torch.equal(x, line()[0]) and torch.equal(y, line()[1])
 
 
-def test_fit_moves_model_and_data_to_device():
-    """The meta device computes shapes only: everything must arrive there before the loss is read."""
-    devices = set()
+# --- devices ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+def test_fit_runs_an_epoch_on_the_device_without_waiting_for_it(micro_batch_size):
+    """The meta device refuses to mix with the CPU, and has no values: nothing may be read before the end."""
+    devices = []
 
     def spy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        devices.update(tensor.device.type for tensor in (x, y, *model.parameters()))
-        raise KeyboardInterrupt  # a meta tensor has no loss to read
+        devices.append({tensor.device.type for tensor in (x, y, *model.parameters())})
+        return squared_error(model, x, y)
 
-    with pytest.raises(KeyboardInterrupt):
-        run(layer(), loss_fn=spy, device="meta")
-    assert devices == {"meta"}
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta tensors"):
+        run(layer(), loss_fn=spy, device="meta", micro_batch_size=micro_batch_size)
+    assert devices == [{"meta"}] * (4 if micro_batch_size is None else 12)  # an epoch, then the look
+
+
+def test_choose_device_takes_the_best_there_is(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    assert available_devices() == ["cuda", "mps", "cpu"]
+    assert choose_device("auto") == torch.device("cuda")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ValueError, match=r"device 'cuda:2' is not available: there are 2 GPUs"):
+        choose_device("cuda:2")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert choose_device("auto") == torch.device("mps")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cuda", "device 'cuda' is not available; available here: cpu; 'auto' takes the first"),
+        ("mps", "device 'mps' is not available; available here: cpu"),
+        (torch.device("cuda:1"), "device 'cuda:1' is not available; available here: cpu"),
+        ("gpu", "torch knows no device 'gpu'; available here: cpu"),
+    ],
+    ids=str,
+)
+def test_fit_names_the_devices_that_there_are(name, message, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(ValueError, match=message):
+        run(layer(), device=name)
+    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
 
 
 @pytest.mark.gpu
@@ -330,3 +374,280 @@ def test_fit_rejects_learning_rate_beside_an_optimizer():
     model = layer()
     with pytest.raises(ValueError, match=r"give learning_rate .* or an optimizer of your own, not both"):
         run(model, learning_rate=0.1, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"micro_batch_size": 0}, "micro_batch_size must be at least 1, got 0"),
+        ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"precision": "fp16"}, "precision must be 'float32' or 'bf16', got 'fp16'"),
+    ],
+    ids=["micro_batch_size", "seed", "precision"],
+)
+def test_fit_rejects_arguments_without_meaning(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run(layer(), **arguments)
+
+
+def test_fit_rejects_a_loss_that_is_not_one_number():
+    with pytest.raises(
+        ValueError, match=r"loss_fn must return one number, of shape \(\), got shape \(8, 1\)"
+    ):
+        run(layer(), loss_fn=lambda model, x, y: (model(x) - y).square())
+
+
+@pytest.mark.parametrize("kind", ["nan", "gradient"])
+def test_fit_names_parameters_and_their_groups(kind):
+    model = layer()
+    groups = [{"params": [model.bias]}, {"params": [model.weight], "lr": 0.2}]
+    with pytest.raises(FloatingPointError) as caught:
+        run(model, loss_fn=nan_at(2, kind), optimizer=torch.optim.SGD(groups, lr=0.1))
+    named = "that of weight (parameter group 1); the weights are those before that step"
+    assert (named in str(caught.value)) == (kind == "gradient")
+    assert caught.value.__notes__ == ["no checkpoints were asked for"]
+
+
+@pytest.mark.parametrize("kind", ["nan", "inf", "gradient"])
+def test_fit_stops_before_a_bad_step_without_looking_at_it(kind, monkeypatch):
+    """As on an accelerator: the optimiser is told on the device, and the look comes at the epoch's end."""
+
+    class Late(Guard):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments)
+            self.looks_later = True
+
+    monkeypatch.setattr("vaecourse._engine.Guard", Late)
+    late, at_once = layer(), layer()
+    optimizer = torch.optim.Adam(late.parameters(), lr=0.1, fused=True)
+    with pytest.raises(FloatingPointError, match="at epoch 1, step 2") as caught:
+        run(late, loss_fn=nan_at(4 + 2, kind), optimizer=optimizer)
+    monkeypatch.undo()
+    with pytest.raises(FloatingPointError) as expected:
+        run(at_once, loss_fn=nan_at(4 + 2, kind), learning_rate=0.1)
+    assert str(caught.value) == str(expected.value)
+    for ours, theirs in zip(state(late), state(at_once), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not hasattr(optimizer, "found_inf") and not hasattr(optimizer, "grad_scale")
+
+
+# --- schedules -------------------------------------------------------------------------------------------
+
+
+def test_fit_steps_the_schedule_after_each_step_of_its_optimizer():
+    model, rates = layer(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+
+    def spy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        rates.append(optimizer.param_groups[0]["lr"])
+        return 0 * squared_error(model, x, y)
+
+    run(model, loss_fn=spy, scheduler=scheduler, num_epochs=2, batch_size=20, micro_batch_size=10)
+    assert rates == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]  # 32 examples: 10 + 10, 10 + 2
+
+
+def test_fit_rejects_a_schedule_of_another_optimizer():
+    model = layer()
+    first, second = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(first, 0.5)
+    with pytest.raises(ValueError, match="scheduler is bound to another optimizer"):
+        run(model, optimizer=second, scheduler=scheduler)
+    with pytest.raises(ValueError, match=r"give learning_rate .* or an optimizer of your own"):
+        run(model, scheduler=scheduler, learning_rate=0.1)
+
+
+# --- the same result in other ways -----------------------------------------------------------------------
+
+LIKELIHOODS = {
+    "gaussian": functools.partial(GaussianLikelihood, 0.5),
+    "gaussian-learned": functools.partial(GaussianLikelihood, "learned"),
+    "gaussian-per-pixel": functools.partial(GaussianLikelihood, "per_pixel"),
+    "bernoulli": BernoulliLikelihood,
+    "continuous-bernoulli": ContinuousBernoulliLikelihood,
+    "laplace": functools.partial(LaplaceLikelihood, 0.3),
+}
+every_likelihood = pytest.mark.parametrize("make", LIKELIHOODS.values(), ids=LIKELIHOODS.keys())
+
+
+def given_noise(model: VAE, x: Tensor, noise: Tensor) -> Tensor:
+    """The negative ELBO with the noise among the data, so that slices and devices draw the same."""
+    loc, log_scale = model.encode(x)
+    nll = model.likelihood.nll(x, model.decode(loc + log_scale.exp() * noise))
+    return (nll + kl_standard_normal(loc, log_scale)).mean()
+
+
+def vae(make: type[Likelihood], dtype: torch.dtype = torch.float32) -> tuple[VAE, tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(50, 12, generator=generator, dtype=torch.float64).to(dtype)
+    noise = torch.randn(50, 3, generator=generator, dtype=torch.float64).to(dtype)
+    torch.manual_seed(0)
+    return mlp_vae(12, 3, hidden_dims=(8,), likelihood=make()).to(dtype), (x, noise)
+
+
+def trained(make: type[Likelihood], dtype: torch.dtype = torch.float32, **arguments) -> tuple[VAE, History]:
+    model, data = vae(make, dtype)
+    arguments = {"num_epochs": 2, "batch_size": 16, "learning_rate": 0.01, **arguments}
+    return model, fit(model, given_noise, data, **arguments)
+
+
+@every_likelihood
+@pytest.mark.parametrize("micro_batch_size", [1, 5, 16, 100])
+def test_fit_in_slices_is_fit_in_one_piece(make, micro_batch_size):
+    """Exactly, but for rounding; 50 examples in batches of 16 leave an uneven batch of 2."""
+    whole, first = trained(make, torch.float64)
+    sliced, second = trained(make, torch.float64, micro_batch_size=micro_batch_size)
+    assert second.loss == pytest.approx(first.loss, rel=1e-9)
+    for ours, theirs in zip(state(sliced), state(whole), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+def test_fit_in_slices_differs_for_a_loss_that_is_no_mean_over_examples():
+    """The optimal scale belongs to the batch it was computed from, as the documentation warns."""
+    make = functools.partial(GaussianLikelihood, "optimal")
+    _, whole = trained(make, torch.float64)
+    _, sliced = trained(make, torch.float64, micro_batch_size=4)
+    assert abs(sliced.loss[0] - whole.loss[0]) > 1e-3
+
+
+@every_likelihood
+def test_fit_in_bf16_stays_near_float32(make):
+    """Products have 8 bits, so the loss moves by under 2 %; weights and the loss itself stay in float32."""
+    exact, first = trained(make)
+    rounded, second = trained(make, precision="bf16")
+    assert second.loss == pytest.approx(first.loss, rel=0.02, abs=0.05)
+    assert second.loss != first.loss
+    assert all(weight.dtype == torch.float32 for weight in state(rounded))
+    assert not all(torch.equal(a, b) for a, b in zip(state(exact), state(rounded), strict=True))
+
+
+@every_likelihood
+def test_loss_under_autocast_is_that_of_the_rounded_outputs(make):
+    """Likelihood and KL add no rounding of their own: given the network's bf16 outputs they are float32."""
+    model, (x, noise) = vae(make)
+    with torch.autocast("cpu", torch.bfloat16):
+        loc, log_scale = model.encode(x)
+        params = model.decode(loc + log_scale.exp() * noise)
+        nll, kl = model.likelihood.nll(x, params), kl_standard_normal(loc, log_scale)
+    assert params.dtype == loc.dtype == torch.bfloat16
+    assert nll.dtype == kl.dtype == torch.float32
+    exact = mlp_vae(12, 3, hidden_dims=(8,), likelihood=make()).double()
+    torch.testing.assert_close(
+        nll.double(), exact.likelihood.nll(x.double(), params.double()), rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(
+        kl.double(), kl_standard_normal(loc.double(), log_scale.double()), rtol=1e-5, atol=1e-6
+    )
+
+
+needs_compiler = pytest.mark.skipif(compiler_problem() is not None, reason=str(compiler_problem()))
+
+
+@needs_compiler
+def test_compiled_losses_are_the_eager_ones_for_every_likelihood():
+    """In one compilation, values and gradients."""
+    models, data = zip(*(vae(make) for make in LIKELIHOODS.values()), strict=True)
+
+    def losses() -> Tensor:
+        return torch.stack([given_noise(model, *batch) for model, batch in zip(models, data, strict=True)])
+
+    def gradients() -> list[Tensor]:
+        return [p.grad.clone() for model in models for p in model.parameters()]
+
+    eager = losses()
+    eager.sum().backward()
+    expected = gradients()
+    for model in models:
+        model.zero_grad()
+    compiled = torch.compile(losses, dynamic=False)()
+    compiled.sum().backward()
+    torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
+def test_fit_compiled_is_fit_eager():
+    """Incomplete batches included, which run eagerly."""
+    eager, first = trained(BernoulliLikelihood)
+    compiled, second = trained(BernoulliLikelihood, compile=True)
+    assert second.loss == pytest.approx(first.loss, rel=1e-5)
+    for ours, theirs in zip(state(compiled), state(eager), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@needs_compiler
+def test_fit_compiled_still_checks_the_values_of_the_first_batch():
+    x = torch.full((8, 4), 255.0)
+    with pytest.raises(ValueError, match=r"x must lie in \[0, 1\]"):
+        run(mlp_vae(4, 2), x, negative_elbo, compile=True)
+
+
+def test_fit_compiles_one_shape_only(monkeypatch):
+    """What is not a full slice goes past the compiler: the last batch, its slices, and the first batch."""
+    sizes = []
+
+    def recording(module: nn.Module, **_: object):
+        def fast(*batch: Tensor) -> Tensor:
+            sizes.append(len(batch[0]))
+            return module(*batch)
+
+        return fast
+
+    monkeypatch.setattr("torch.compile", recording)
+    monkeypatch.setattr("vaecourse._engine.compiler_problem", lambda: None)
+    run(layer(), compile=True, num_epochs=1, batch_size=10, micro_batch_size=4)
+    assert (
+        sizes == [4, 4] * 2
+    )  # 32 = 10 + 10 + 10 + 2 examples, 10 = 4 + 4 + 2; the first batch is not among them
+
+
+def test_fit_says_that_a_compiler_is_missing(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        RuntimeError, match=r"needs a C\+\+ compiler on the CPU and no-such-compiler is not there"
+    ):
+        run(layer(), compile=True)
+
+
+def test_fit_passes_the_mode_on_to_the_compiler(monkeypatch):
+    modes = []
+    monkeypatch.setattr("torch.compile", lambda module, **options: modes.append(options["mode"]) or module)
+    monkeypatch.setattr("vaecourse._engine.compiler_problem", lambda: None)
+    for compile in (True, "reduce-overhead"):
+        run(layer(), compile=compile)
+    assert modes == [None, "reduce-overhead"]
+
+
+@pytest.mark.gpu
+@every_likelihood
+def test_fit_vae_agrees_on_cpu_and_gpu(make, accelerator):
+    on_cpu, first = trained(make)
+    on_device, second = trained(make, device=accelerator)
+    assert second.loss == pytest.approx(first.loss, rel=1e-4)
+    for ours, theirs in zip(state(on_device.cpu()), state(on_cpu), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_fit_never_waits_for_the_gpu_inside_an_epoch(accelerator):
+    if accelerator.type != "cuda":
+        pytest.skip("only CUDA reports synchronisations")
+    model, data = vae(BernoulliLikelihood)
+
+    def watched(model: VAE, *batch: Tensor) -> Tensor:
+        torch.cuda.set_sync_debug_mode("error" if len(batch[0]) == 16 else "default")  # 2 in the last batch
+        return given_noise(model, *batch)
+
+    try:
+        fit(model, watched, data, num_epochs=1, batch_size=16, device=accelerator)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_fit_stops_before_a_bad_step_on_the_gpu(accelerator):
+    model = layer()
+    with pytest.raises(FloatingPointError, match="the loss is nan at epoch 1, step 2"):
+        run(model, loss_fn=nan_at(4 + 2, "nan"), device=accelerator)
+    assert all(weight.isfinite().all() for weight in state(model))

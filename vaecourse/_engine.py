@@ -72,8 +72,8 @@ class Guard:
             for name, p in model.named_parameters()
             if id(p) in group_of
         }
-        is_fused = all(group.get("fused") for group in optimizer.param_groups)
-        self.looks_later = device.type == "meta" or (device.type != "cpu" and is_fused)
+        self.is_fused = all(group.get("fused") for group in optimizer.param_groups)
+        self.looks_later = device.type == "meta" or (device.type != "cpu" and self.is_fused)
         self.is_bad = torch.zeros((), dtype=torch.bool, device=device)
         self.record: Tensor | None = None
 
@@ -94,8 +94,9 @@ class Guard:
         if self.record is not None:
             record = torch.where(self.is_bad, self.record, record)
         self.record, self.is_bad = record, self.is_bad | is_bad
-        self.optimizer.found_inf = self.is_bad.float()  # type: ignore[attr-defined]
-        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        if self.is_fused:
+            self.optimizer.found_inf = self.is_bad.float()  # type: ignore[attr-defined]
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
 
     def report(self) -> None:
         """Wait for the device, and raise FloatingPointError if a step was bad."""
