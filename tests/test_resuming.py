@@ -243,6 +243,15 @@ def test_disk_that_fills_up_stops_the_run_and_keeps_the_checkpoint_before(
 # --- signals ---------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def usual_signals():
+    """Ctrl-C as in a terminal: a shell's background jobs start with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_signal_ends_the_run_after_the_step_in_hand_with_a_checkpoint(number, uninterrupted, tmp_path):
     def terminate(*_: object) -> None:
@@ -260,6 +269,7 @@ def test_signal_ends_the_run_after_the_step_in_hand_with_a_checkpoint(number, un
     assert run(Checkpoints(tmp_path))[0] == uninterrupted[0]
 
 
+@pytest.mark.usefixtures("usual_signals")
 def test_second_signal_acts_at_once(tmp_path):
     def impatient() -> None:
         signal.raise_signal(signal.SIGINT)
@@ -270,6 +280,7 @@ def test_second_signal_acts_at_once(tmp_path):
     assert Checkpoints(tmp_path).latest().stem == "step-000000006"
 
 
+@pytest.mark.usefixtures("usual_signals")
 def test_signal_acts_at_once_where_nothing_could_be_saved():
     with pytest.raises(KeyboardInterrupt):
         run(stop_at=8, act=lambda: signal.raise_signal(signal.SIGINT))
