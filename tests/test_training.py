@@ -244,8 +244,10 @@ def test_choose_device_takes_the_best_there_is(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 1)
     assert available_devices() == ["cuda", "mps", "cpu"]
-    assert choose_device("auto") == torch.device("cuda")
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:1")
+    assert choose_device("cuda:0") == torch.device("cuda:0")
     assert choose_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(ValueError, match=r"device 'cuda:2' is not available: there are 2 GPUs"):
         choose_device("cuda:2")

@@ -29,7 +29,8 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     Parameters
     ----------
     name : str or torch.device
-        "auto" for the first of `available_devices`, or a name such as "cpu", "mps", "cuda" or "cuda:1".
+        "auto" for the first of `available_devices`, or a name such as "cpu", "mps", "cuda" (the
+        current one, see ``torch.cuda.set_device``) or "cuda:1".
 
     Returns
     -------
@@ -47,8 +48,7 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     device(type='cpu')
     """
     there = available_devices()
-    if name == "auto":
-        return torch.device(there[0])
+    name = there[0] if name == "auto" else name
     choice = f"available here: {', '.join(there)}; 'auto' takes the first of them"
     try:
         device = torch.device(name)
@@ -56,7 +56,11 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
         raise ValueError(f"torch knows no device {name!r}; {choice}") from error
     if device.type not in [*there, "meta"]:
         raise ValueError(f"device {str(name)!r} is not available; {choice}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type != "cuda":
+        return device
+    if device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())  # in many processes each has its own
+    if device.index >= torch.cuda.device_count():
         raise ValueError(f"device {str(name)!r} is not available: there are {torch.cuda.device_count()} GPUs")
     return device
 

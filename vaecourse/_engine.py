@@ -244,11 +244,10 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> Tensor:
 def own_randomness(seed: int, rank: int, device: torch.device) -> Iterator[None]:
     """Seed torch's global generators, differently in each process, and put them back at the end."""
     is_accelerator = device.type in ("cuda", "mps")
-    index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
     kind = (
         device.type if is_accelerator else "cuda"
     )  # fork_rng wants an accelerator's name for no devices too
-    with torch.random.fork_rng(devices=[index or 0] if is_accelerator else [], device_type=kind):
+    with torch.random.fork_rng(devices=[device.index or 0] if is_accelerator else [], device_type=kind):
         torch.manual_seed(seed if rank == 0 else _mixed(seed, 1, rank))
         yield
 
