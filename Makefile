@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help book test nightly serve notebooks format constraints clean
+.PHONY: help book test nightly bench serve notebooks format constraints clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -18,6 +18,9 @@ test: $(VENV)/.test  ## run everything that must pass, one line per stage
 nightly: $(VENV)/.test  ## run the slow sweeps that `make test` leaves out
 	$(BIN)/python -m pytest -m slow
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest tests/test_densities.py tests/test_divergences.py
+
+bench: $(VENV)/.bench  ## measure speed against other code on this machine; nothing else should run
+	$(BIN)/python -m tests.benchmarks --output _build/benchmarks.json
 
 serve: book  ## build the site and serve it on this machine
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html
@@ -37,7 +40,7 @@ clean:  ## remove everything that was built, the environment too
 	rm -rf _build $(VENV)
 
 # A stamp per extra: nothing is installed twice, and a change of either file installs again.
-$(VENV)/.book $(VENV)/.test: $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
+$(VENV)/.book $(VENV)/.test $(VENV)/.bench: $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
 	@touch $@
 

@@ -58,7 +58,7 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
         raise ValueError(f"device {str(name)!r} is not available; {choice}")
     if device.type != "cuda":
         return device
-    if device.index is None:
+    if str(device) == "cuda":
         return torch.device("cuda", torch.cuda.current_device())  # in many processes each has its own
     if device.index >= torch.cuda.device_count():
         raise ValueError(f"device {str(name)!r} is not available: there are {torch.cuda.device_count()} GPUs")
