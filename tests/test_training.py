@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vaecourse._engine import Guard
+from vaecourse._engine import BatchLoss, Guard
 from vaecourse.divergences import kl_standard_normal
 from vaecourse.likelihoods import (
     BernoulliLikelihood,
@@ -521,6 +521,15 @@ def test_fit_in_bf16_stays_near_float32(make):
     assert second.loss != first.loss
     assert all(weight.dtype == torch.float32 for weight in state(rounded))
     assert not all(torch.equal(a, b) for a, b in zip(state(exact), state(rounded), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)], ids=str
+)
+def test_fit_weights_slices_in_float32_at_least(dtype, expected):
+    """A loss that is itself bf16 is widened before it is divided."""
+    loss = BatchLoss(layer(), lambda model, x: x.to(dtype).mean(), "bf16", "cpu")
+    assert loss(torch.ones(3)).dtype == expected
 
 
 @every_likelihood
