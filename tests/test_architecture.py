@@ -30,6 +30,8 @@ FLOORS = [
     "diagnosis",
     "plotting",
     "coursework",
+    "_runs",
+    "_notebooks",
     "__main__",
 ]
 

@@ -109,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _print_warning
             status: int = options.action(options, words)
     except KeyboardInterrupt as stop:
-        print(f"vaecourse: {options.on_stop}", file=sys.stderr)
+        if _is_first():
+            print(f"vaecourse: {options.on_stop}", file=sys.stderr)
         status = 143 if isinstance(stop, Terminated) else 130
     except Exception as error:
         if (code := _status_of(error)) is None:
@@ -120,6 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         signal.signal(signal.SIGTERM, handler)
     return status
+
+
+def _is_first() -> bool:
+    """Whether this process speaks for all that torchrun has started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _status_of(error: Exception) -> int | None:
@@ -170,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_train_options(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(on_stop="stopped; the same command goes on from the newest checkpoint")
+    parser.set_defaults(on_stop="stopped; the same command goes on where it was")
     parser.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="made if missing")
     # an option that is not given leaves the choice to RunConfig, whose defaults the texts repeat
     model = parser.add_argument_group("the model", argument_default=argparse.SUPPRESS)
@@ -260,14 +266,13 @@ def _train(options: argparse.Namespace, words: list[str]) -> int:
     given = {name: value for name, value in vars(options).items() if name in RunConfig.__dataclass_fields__}
     launched = launched_processes()
     config = RunConfig(**{"num_processes": launched or 1, **given})
-    is_first = os.environ.get("RANK", "0") == "0"
     if is_finished(config, options.folder):
-        if is_first:
+        if _is_first():
             print(f"{options.folder} is finished: more --epochs prolong it, vaecourse evaluate judges it")
         return 0
     if launched is None and (config.num_processes > 1 or options.max_restarts):
         return launch(config.num_processes, options.max_restarts, words)
-    if is_first and config.caveat is not None:
+    if _is_first() and config.caveat is not None:
         print(f"note: {config.caveat}", flush=True)
     history = train(
         config,
@@ -277,7 +282,7 @@ def _train(options: argparse.Namespace, words: list[str]) -> int:
         checkpoint_every=options.checkpoint_every,
         keep=options.keep,
     )
-    if is_first:
+    if _is_first():
         loss, test = history["loss"], history["test"]
         print(
             f"{options.folder}: {len(loss)} epochs, training loss {loss[-1]:.2f} {history['unit']}; "
