@@ -30,6 +30,8 @@ FLOORS = [
     "diagnosis",
     "plotting",
     "coursework",
+    "_configuration",
+    "_processes",
     "_runs",
     "_notebooks",
     "__main__",

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from vaecourse import _runs
+from vaecourse import _processes, _runs
 from vaecourse.__main__ import HELP, main
-from vaecourse._runs import CHOICES, RunConfig, evaluate, train
+from vaecourse._configuration import CHOICES, RunConfig
+from vaecourse._runs import evaluate, train
 from vaecourse.checkpoints import CheckpointError
 
 TINY = ["--data", "digits", "--hidden-dims", "8", "--latent-dim", "2", "--batch-size", "500"]
@@ -100,7 +101,7 @@ def test_train_option_about_the_machine_reaches_training(trained, tmp_path, opti
 @pytest.mark.parametrize("options", [["--processes", "2"], ["--max-restarts", "1"]])
 def test_many_processes_are_launched_with_the_same_words(tmp_path, monkeypatch, options):
     launched = []
-    monkeypatch.setattr(_runs, "launch", lambda *arguments: launched.append(arguments) or 4)
+    monkeypatch.setattr(_processes, "launch", lambda *arguments: launched.append(arguments) or 4)
     words = ["train", str(tmp_path), *options]
     assert main(words) == 4
     numbers = (2, 0) if "--processes" in options else (1, 1)
@@ -108,7 +109,7 @@ def test_many_processes_are_launched_with_the_same_words(tmp_path, monkeypatch, 
 
 
 def test_launched_process_trains_instead_of_launching(trained, monkeypatch, capsys):
-    monkeypatch.setattr(_runs, "launch", None)
+    monkeypatch.setattr(_processes, "launch", None)
     for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     assert trained("--processes", "2", "--max-restarts", "1")["config"].num_processes == 2

@@ -10,7 +10,9 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from vaecourse import _runs
-from vaecourse._runs import RunConfig, build_model, evaluate, is_finished, launched_processes, train
+from vaecourse._configuration import RunConfig, build_model
+from vaecourse._processes import launched_processes
+from vaecourse._runs import evaluate, is_finished, train
 from vaecourse.checkpoints import CheckpointError, Checkpoints, load_checkpoint
 from vaecourse.datasets import binarize, digits, to_unit_interval
 from vaecourse.evaluation import active_units, evaluate_elbo, nll_estimate

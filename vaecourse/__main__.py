@@ -261,7 +261,9 @@ def _number_or_word(text: str) -> float | str:
 
 
 def _train(options: argparse.Namespace, words: list[str]) -> int:
-    from vaecourse._runs import RunConfig, is_finished, launch, launched_processes, train
+    from vaecourse._configuration import RunConfig
+    from vaecourse._processes import launch, launched_processes
+    from vaecourse._runs import is_finished, train
 
     given = {name: value for name, value in vars(options).items() if name in RunConfig.__dataclass_fields__}
     launched = launched_processes()

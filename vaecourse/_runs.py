@@ -5,56 +5,31 @@ import dataclasses
 import functools
 import io
 import json
-import logging
 import math
 import os
 import platform
-import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import torch
-import torch.distributed as dist
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from vaecourse import __version__
+from vaecourse._configuration import RunConfig, build_model
+from vaecourse._processes import process_group
 from vaecourse.checkpoints import CheckpointError, Checkpoints, load_checkpoint
 from vaecourse.datasets import binarize, digits, mnist, to_unit_interval
 from vaecourse.evaluation import active_units, evaluate_elbo, nll_estimate
-from vaecourse.likelihoods import (
-    BernoulliLikelihood,
-    ContinuousBernoulliLikelihood,
-    GaussianLikelihood,
-    LaplaceLikelihood,
-    Likelihood,
-)
-from vaecourse.models import VAE, mlp_vae
+from vaecourse.models import VAE
 from vaecourse.objectives import negative_elbo
 from vaecourse.plotting import plot_curves, use_style
 from vaecourse.training import History, choose_device, compiler_problem, fit
 
-CHOICES = {
-    "data": ("mnist", "digits"),
-    "likelihood": ("bernoulli", "continuous-bernoulli", "gaussian", "laplace"),
-    "schedule": ("constant", "cosine", "one-cycle"),
-    "precision": ("float32", "bf16"),
-}
-LOWEST = {
-    "latent_dim": 1,
-    "num_epochs": 1,
-    "batch_size": 1,
-    "micro_batch_size": 1,
-    "num_processes": 1,
-    "seed": 0,
-}
-DATA_DIM = {"mnist": 784, "digits": 64}
 NUM_TRAINING_DIGITS = 1500  # of 1797; the rest, by other writers, is the test set
 TEST_BITS_SEED = 20160901  # black-and-white test images are the same for every run and every seed
 UNIT = "nats per image"
@@ -63,147 +38,6 @@ VERSIONS = {
     "torch": torch.__version__,
     "python": platform.python_version(),
 }
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Everything that determines a training run.
-
-    The device, torch.compile and the rhythm of checkpoints are left out: they change the last
-    bits of a result and its speed, not what is estimated.
-
-    Parameters
-    ----------
-    data : {"mnist", "digits"}
-        Images, scaled to [0, 1].
-    likelihood : {"bernoulli", "continuous-bernoulli", "gaussian", "laplace"}
-        What the decoder's output means.
-    scale : float or {"learned", "optimal", "per_pixel"}
-        Standard deviation of a Gaussian, or scale b of a Laplace distribution (a number only).
-    latent_dim : int
-        Number of latents K.
-    hidden_dims : sequence of int
-        Hidden dimensions of the encoder; the decoder's are the reverse.
-    binarize : bool
-        Whether each grey level is the probability of a black pixel, drawn anew at every presentation.
-    beta : float
-        Weight of the KL term, not negative.
-    num_epochs, batch_size : int
-        Passes over the training images, and images per optimiser step.
-    learning_rate : float
-        Of Adam; the highest one if there is a schedule.
-    schedule : {"constant", "cosine", "one-cycle"}
-        Course of the learning rate over the whole run.
-    precision : {"float32", "bf16"}
-        Of matrix products.
-    micro_batch_size : int, optional
-        Images in memory at a time; whole batches if left out.
-    num_processes : int
-        Processes that share each batch.
-    seed : int
-        Of the weights, the order of the images, and all noise.
-
-    Raises
-    ------
-    ValueError
-        If a value is of the wrong type or out of range, or if `scale` belongs to another likelihood.
-
-    Examples
-    --------
-    >>> config = RunConfig(data="digits", likelihood="gaussian", scale="learned", hidden_dims=[32])
-    >>> RunConfig.from_json(config.to_json()) == config
-    True
-    """
-
-    data: str = "mnist"
-    likelihood: str = "bernoulli"
-    scale: float | str = 1.0
-    latent_dim: int = 20
-    hidden_dims: Sequence[int] = (400,)
-    binarize: bool = False
-    beta: float = 1.0
-    num_epochs: int = 10
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    schedule: str = "constant"
-    precision: str = "float32"
-    micro_batch_size: int | None = None
-    num_processes: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be run, and bring equal values to equal form."""
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        for name, lowest in LOWEST.items():
-            value = getattr(self, name)
-            if not (_is_count(value, lowest) or (name == "micro_batch_size" and value is None)):
-                raise ValueError(f"{name} must be a whole number from {lowest} on, got {value!r}")
-        dims = self.hidden_dims
-        if not isinstance(dims, list | tuple) or not all(_is_count(dim, 1) for dim in dims):
-            raise ValueError(f"hidden_dims must be whole numbers from 1 on, got {dims!r}")
-        if not isinstance(self.binarize, bool):
-            raise ValueError(f"binarize must be true or false, got {self.binarize!r}")
-        for name, is_allowed in (("beta", self.beta == 0), ("learning_rate", False)):
-            value = getattr(self, name)
-            if not (is_allowed or (_is_number(value) and value > 0)):
-                raise ValueError(f"{name} must be a positive number, got {value!r}")
-        object.__setattr__(self, "hidden_dims", tuple(dims))
-        _make_likelihood(self)
-
-    def to_json(self) -> str:
-        """The configuration as JSON text, one entry a line."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "RunConfig":
-        """Read what `to_json` returned; missing entries stand for their defaults, others are refused."""
-        entries = json.loads(text)
-        known = [field.name for field in dataclasses.fields(cls)]
-        if not isinstance(entries, dict):
-            raise ValueError(f"a configuration is a JSON object, got {type(entries).__name__}")
-        if unknown := [name for name in entries if name not in known]:
-            raise ValueError(f"a run has no setting {', '.join(unknown)}; it has {', '.join(known)}")
-        return cls(**entries)
-
-    @property
-    def caveat(self) -> str | None:
-        """What a reader of the results must know, if anything."""
-        if self.likelihood == "bernoulli" and not self.binarize:
-            return (
-                "a Bernoulli likelihood on grey levels is a cross-entropy, not a log-likelihood "
-                "of the images: see --binarize"
-            )
-        return None
-
-
-def build_model(config: RunConfig) -> VAE:
-    """The untrained model of a run, on the CPU; torch's global random state stays as it is.
-
-    Parameters
-    ----------
-    config : RunConfig
-        Its seed decides the weights.
-
-    Returns
-    -------
-    VAE
-        Encoder and decoder are mirror-image perceptrons.
-
-    Examples
-    --------
-    >>> build_model(RunConfig(data="digits", latent_dim=3)).encode(torch.zeros(5, 64))[0].shape
-    torch.Size([5, 3])
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return mlp_vae(
-            DATA_DIM[config.data],
-            config.latent_dim,
-            hidden_dims=config.hidden_dims,
-            likelihood=_make_likelihood(config),
-        )
 
 
 def _load_images(data: str, split: str) -> Tensor:
@@ -323,7 +157,7 @@ def train(
     checkpoints = Checkpoints(folder / "checkpoints", every=checkpoint_every, keep=keep)
     if is_finished(config, folder):
         return _read_history(folder)
-    with _process_group(device, config.num_processes) as (place, rank):
+    with process_group(device, config.num_processes) as (place, rank):
         if compile and place.type == "cpu" and (problem := compiler_problem()) is not None:
             raise ValueError(problem)
         if rank == 0:
@@ -402,68 +236,6 @@ def evaluate(
     return result
 
 
-def launched_processes() -> int | None:
-    """Number of processes that torchrun has started, this one among them; None without torchrun."""
-    if dist.is_available() and dist.is_torchelastic_launched():
-        return int(os.environ["WORLD_SIZE"])
-    return None
-
-
-def launch(num_processes: int, max_restarts: int, arguments: Sequence[str]) -> int:
-    """Run the command line in many processes of this machine, as torchrun does, and return its exit status.
-
-    Parameters
-    ----------
-    num_processes : int
-        How many.
-    max_restarts : int
-        How often all of them are started again after one has failed.
-    arguments : sequence of str
-        What follows ``vaecourse`` on the command line.
-
-    Returns
-    -------
-    int
-        0, or the status of the process that failed first.
-
-    Raises
-    ------
-    ValueError
-        If `max_restarts` is negative.
-
-    Examples
-    --------
-    >>> launch(2, -1, ["train", "runs/digits"])
-    Traceback (most recent call last):
-    ValueError: max_restarts must not be negative, got -1
-    """
-    if max_restarts < 0:
-        raise ValueError(f"max_restarts must not be negative, got {max_restarts}")
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import main as torchrun
-
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
-    # else processes that start again on one machine often cannot agree on a port:
-    # https://github.com/pytorch/pytorch/issues/135712
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    options = ["--standalone", f"--nproc-per-node={num_processes}", f"--max-restarts={max_restarts}"]
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    logging.disable(logging.ERROR)  # the processes say themselves what is wrong
-    try:
-        torchrun([*options, "-m", "vaecourse", *arguments])
-    except ChildFailedError as error:
-        status = error.get_first_failure()[1].exitcode
-        return status if status > 0 else 128 - status
-    except SignalException as stop:  # the processes had it too, and have saved
-        return 128 + stop.sigval
-    finally:
-        logging.disable(logging.NOTSET)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    return 0
-
-
 def _fit(
     config: RunConfig,
     model: VAE,
@@ -524,28 +296,6 @@ def _load_model(folder: Path, config: RunConfig) -> tuple[VAE, Path]:
     return model.eval(), path
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: object, lowest: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and lowest <= value < 2**63
-
-
-def _make_likelihood(config: RunConfig) -> Likelihood:
-    if not (isinstance(config.scale, str) or _is_number(config.scale)):
-        raise ValueError(f"scale must be a number or a word, got {config.scale!r}")
-    if config.likelihood == "gaussian":
-        return GaussianLikelihood(config.scale)  # type: ignore[arg-type]  # checked there
-    if config.likelihood == "laplace":
-        if isinstance(config.scale, str):
-            raise ValueError(f"scale of a laplace likelihood must be a number, got {config.scale!r}")
-        return LaplaceLikelihood(config.scale)
-    if config.scale != 1:
-        raise ValueError(f"a {config.likelihood} likelihood has no scale, got {config.scale!r}")
-    return BernoulliLikelihood() if config.likelihood == "bernoulli" else ContinuousBernoulliLikelihood()
-
-
 def _binarized_loss(model: VAE, x: Tensor, *, beta: float) -> Tensor:
     return negative_elbo(model, torch.bernoulli(x), beta=beta)
 
@@ -557,35 +307,6 @@ def _make_scheduler(config: RunConfig, model: nn.Module, num_steps: int) -> LRSc
     if config.schedule == "cosine":
         return CosineAnnealingLR(optimizer, T_max=num_steps)
     return OneCycleLR(optimizer, max_lr=config.learning_rate, total_steps=num_steps)
-
-
-@contextlib.contextmanager
-def _process_group(device: str, num_processes: int) -> Iterator[tuple[torch.device, int]]:
-    """Device and rank of this process; under torchrun, inside a process group."""
-    launched = launched_processes()
-    if launched is None:
-        if num_processes != 1:
-            raise ValueError(f"{num_processes} processes are started by --processes or by torchrun")
-        yield choose_device(device), 0
-        return
-    if num_processes != launched:
-        raise ValueError(f"torchrun started {launched} processes, not {num_processes}")
-    place = choose_device(device)
-    if place.type == "cuda":
-        place = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
-        torch.cuda.set_device(place)
-    elif device == "auto":
-        place = torch.device("cpu")  # what gloo can handle
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(minutes=5))
-    try:
-        yield place, dist.get_rank()
-    except RuntimeError as error:
-        if not (isinstance(error, dist.DistBackendError) or "gloo" in str(error)):
-            raise
-        reason = str(error).partition("\n")[0]
-        raise ConnectionError(f"process {dist.get_rank()} lost the others: {reason}") from error
-    finally:
-        dist.destroy_process_group()
 
 
 @contextlib.contextmanager

@@ -24,7 +24,13 @@ VERSION = 1
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or is damaged, foreign, or of another run."""
+    """A checkpoint could not be written, or is damaged, foreign, or of another run.
+
+    Examples
+    --------
+    >>> issubclass(CheckpointError, RuntimeError)
+    True
+    """
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
