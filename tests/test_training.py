@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vaecourse._engine import BatchLoss, Guard
+from vaecourse._engine import BatchLoss, Guard, Run
 from vaecourse.divergences import kl_standard_normal
 from vaecourse.likelihoods import (
     BernoulliLikelihood,
@@ -227,17 +227,24 @@ def test_fit_leaves_the_data_untouched():
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 3])
-def test_fit_runs_an_epoch_on_the_device_without_waiting_for_it(micro_batch_size):
+def test_fit_runs_an_epoch_on_the_device_without_waiting_for_it(micro_batch_size, monkeypatch):
     """The meta device refuses to mix with the CPU, and has no values: nothing may be read before the end."""
-    devices = []
+    devices, devices_of_indices = [], set()
+    take_step = Run.take_step
+
+    def spy_step(run: Run, tensors: tuple[Tensor, ...], indices: Tensor) -> None:
+        devices_of_indices.add(indices.device.type)
+        take_step(run, tensors, indices)
 
     def spy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         devices.append({tensor.device.type for tensor in (x, y, *model.parameters())})
         return squared_error(model, x, y)
 
+    monkeypatch.setattr(Run, "take_step", spy_step)
     with pytest.raises((RuntimeError, NotImplementedError), match="meta tensors"):
         run(layer(), loss_fn=spy, device="meta", micro_batch_size=micro_batch_size)
     assert devices == [{"meta"}] * (4 if micro_batch_size is None else 12)  # an epoch, then the look
+    assert devices_of_indices == {"meta"}
 
 
 def test_choose_device_takes_the_best_there_is(monkeypatch):
