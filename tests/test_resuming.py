@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vaecourse._engine import Guard
 from vaecourse.checkpoints import CheckpointError, Checkpoints, load_checkpoint, save_checkpoint
 from vaecourse.models import mlp_vae
 from vaecourse.objectives import negative_elbo
@@ -207,8 +208,18 @@ def test_other_conditions_are_said_aloud(tmp_path):
         torch.set_num_threads(before)
 
 
+class LateGuard(Guard):
+    """Looks only when it is asked, as on an accelerator."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self.looks_later = True
+
+
+@pytest.mark.parametrize("guard", [Guard, LateGuard])
 @pytest.mark.parametrize("every", [None, 1])
-def test_bad_step_names_the_last_checkpoint_and_never_enters_one(every, tmp_path):
+def test_bad_step_names_the_last_checkpoint_and_never_enters_one(every, guard, tmp_path, monkeypatch):
+    monkeypatch.setattr("vaecourse._engine.Guard", guard)
     checkpoints = Checkpoints(tmp_path, every=every)
 
     def spoiled(model: nn.Module, x: Tensor, count=iter(range(100))) -> Tensor:  # noqa: B008
