@@ -12,7 +12,6 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from pip._internal.models.index import PyPI
 
 import vaecourse
 from tests.notebook_rules import ROOT
@@ -22,7 +21,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 ADDRESS = PROJECT["urls"]["Repository"]
 
 # Built from parts, so that this file is not among its own findings.
-HOSTS = [PyPI.netloc, PyPI.file_storage_domain, "registry." + "npmjs"]
+HOSTS = ["pypi." + "org", "files." + "pythonhosted", "registry." + "npmjs"]
 FOLDERS = ["root", "home", "work"]
 LEAK = re.compile("|".join([*map(re.escape, HOSTS), rf"(?<![\w.~-])/(?:{'|'.join(FOLDERS)})/"]))
 # Only torch's CUDA build asks for these, and it pins them itself.
