@@ -63,6 +63,9 @@ def failure(capsys, *arguments: str) -> tuple[int, str]:
         ("--likelihood gaussian --scale 0.5", "scale", 0.5),
         ("--latent-dim 5", "latent_dim", 5),
         ("--hidden-dims 30 20", "hidden_dims", (30, 20)),
+        ("--activation tanh", "activation", "tanh"),
+        ("--pixel-bias", "pixel_bias", True),
+        ("--importance-samples 5", "importance_samples", 5),
         ("--binarize", "binarize", True),
         ("--beta 0.5", "beta", 0.5),
         ("--epochs 3", "num_epochs", 3),
@@ -164,12 +167,13 @@ def test_help_of_train_states_the_defaults_and_choices_of_a_configuration(capsys
     )
     config = RunConfig()
     names = {"epochs": "num_epochs", "processes": "num_processes"}
-    words = {"hidden-dims": "400", "binarize": "no", "micro-batch-size": "the whole batch"}
+    words = {"hidden-dims": "400", "binarize": "no", "pixel-bias": "no"}
+    words |= {"micro-batch-size": "the whole batch"}
     for option, default in stated.items():
         name = names.get(option, option.replace("-", "_"))
         if hasattr(config, name):
             assert default == words.get(option, str(getattr(config, name))), option
-    assert len(stated) == 19
+    assert len(stated) == 22
     assert [choices for choices in CHOICES.values() if f"{', '.join(choices)}: " not in text] == []
 
 
@@ -300,7 +304,8 @@ def test_train_and_evaluate_tell_the_same_as_their_files(capsys, tmp_path):
     head, elbo, nll, units, note = out.splitlines()
     assert head == "297 test images, 5 importance samples, nats per image"
     assert f"{result['elbo']:.2f}   (nll {result['nll']:.2f}, kl {result['kl']:.2f})" in elbo
-    assert f"{result['importance_weighted_nll']:.2f}   +- {result['standard_error']:.2f}" in nll
+    assert f"{result['importance_weighted_nll']:.2f}   +- {result['standard_error']:.3f} by the draws" in nll
+    assert nll.endswith(f"+- {result['sampling_error']:.2f} by the choice of images")
     assert units.split()[2:] == [str(result["active_units"]), "of", "2"]
     assert note.startswith("note: ") and err == ""
 

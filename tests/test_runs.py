@@ -7,6 +7,7 @@ import math
 import matplotlib as mpl
 import pytest
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from vaecourse import _runs
@@ -22,7 +23,7 @@ from vaecourse.likelihoods import (
     GaussianLikelihood,
     LaplaceLikelihood,
 )
-from vaecourse.objectives import elbo_terms
+from vaecourse.objectives import elbo_terms, importance_weighted_bound, negative_elbo
 from vaecourse.training import History, compiler_problem
 
 SMALL = {"data": "digits", "hidden_dims": [8], "latent_dim": 2, "num_epochs": 2, "batch_size": 500}
@@ -49,8 +50,9 @@ def read(path) -> dict:
         RunConfig(),
         small(likelihood="gaussian", scale="per_pixel", hidden_dims=(30, 20), beta=0.5, seed=3),
         small(binarize=True, micro_batch_size=10, precision="bf16", schedule="cosine", num_processes=2),
+        small(activation="tanh", pixel_bias=True, importance_samples=5),
     ],
-    ids=["defaults", "gaussian", "binary"],
+    ids=["defaults", "gaussian", "binary", "weighted"],
 )
 def test_config_survives_a_round_trip(config):
     assert RunConfig.from_json(config.to_json()) == config
@@ -82,6 +84,9 @@ def test_config_from_json_refuses_what_it_does_not_know(text, message):
         ("latent_dim", True),
         ("hidden_dims", [8, 0]),
         ("hidden_dims", "8"),
+        ("activation", "gelu"),
+        ("pixel_bias", 1),
+        ("importance_samples", 0),
         ("binarize", 1),
         ("beta", -1.0),
         ("beta", math.nan),
@@ -116,6 +121,18 @@ def test_config_names_and_shows_the_impossible_value(name, value):
 def test_config_refuses_a_scale_that_the_likelihood_does_not_have(likelihood, scale):
     with pytest.raises(ValueError, match="scale"):
         small(likelihood=likelihood, scale=scale)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pixel_bias": True, "likelihood": "gaussian"}, "pixel_bias is for a bernoulli .* 'gaussian'"),
+        ({"importance_samples": 5, "beta": 0.5}, "no KL term to weigh, got beta 0.5"),
+    ],
+)
+def test_config_refuses_what_does_not_go_together(changes, message):
+    with pytest.raises(ValueError, match=message):
+        small(**changes)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +171,42 @@ def test_model_has_the_dimensions_that_were_asked_for():
     model = build_model(small(hidden_dims=[30, 20], latent_dim=3))
     shapes = [tuple(p.shape) for p in model.parameters() if p.ndim == 2]
     assert shapes == [(30, 64), (20, 30), (6, 20), (20, 3), (30, 20), (64, 30)]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("relu", nn.ReLU), ("tanh", nn.Tanh)])
+def test_model_has_the_activation_that_was_asked_for(name, kind):
+    model = build_model(small(activation=name, hidden_dims=[8, 8]))
+    found = [type(layer) for layer in model.modules() if not list(layer.children())]
+    assert [layer for layer in found if layer not in (nn.Linear, BernoulliLikelihood)] == 4 * [kind]
+
+
+def test_output_starts_at_the_pixel_means_and_no_pixel_is_certain(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(_runs, "_fit", lambda config, model, *rest, **more: started.append(model) or 1 / 0)
+    for pixel_bias in (True, False):
+        with pytest.raises(ZeroDivisionError):
+            run(tmp_path / str(pixel_bias), pixel_bias=pixel_bias)
+    biased, plain = (model.decoder.network[-1].bias.detach() for model in started)
+    mean = to_unit_interval(digits()[0], max_level=16)[:1500].mean(0)
+    torch.testing.assert_close(biased.sigmoid(), mean.clamp(0.001, 0.999))
+    assert (mean < 0.001).any()
+    assert not torch.allclose(plain, biased, atol=0.5)
+
+
+@pytest.mark.parametrize("binarize", [True, False], ids=["bits", "grey"])
+@pytest.mark.parametrize("importance_samples", [1, 3])
+def test_loss_is_the_bound_that_was_asked_for(binarize, importance_samples):
+    config = small(importance_samples=importance_samples, binarize=binarize)
+    model, x = build_model(config), to_unit_interval(digits()[0], max_level=16)[:50]
+    torch.manual_seed(4)
+    ours = _runs._loss(config, model, x)
+    torch.manual_seed(4)
+    shown = torch.bernoulli(x) if binarize else x
+    if importance_samples == 1:
+        expected = negative_elbo(model, shown)
+    else:
+        expected = -importance_weighted_bound(model, shown, num_samples=3).mean()
+    torch.testing.assert_close(ours, expected)
 
 
 def test_model_depends_on_the_seed_alone():
@@ -331,6 +384,12 @@ def test_loss_figure_says_what_is_seen_and_in_which_unit(loss, verb):
     assert ax.lines[0].get_ydata().tolist() == loss
 
 
+def test_loss_figure_names_the_importance_weighted_bound():
+    with mpl.rc_context():
+        (ax,) = _runs._loss_figure({"loss": [3.0, 2.0]}, small(importance_samples=50)).axes
+    assert ax.get_ylabel() == "negative bound of 50 samples (nats per image)"
+
+
 def test_file_keeps_its_content_when_it_cannot_be_replaced(tmp_path, monkeypatch):
     path = tmp_path / "history.json"
     _runs._write(path, b"old")
@@ -461,9 +520,11 @@ def test_evaluation_equals_one_by_hand_from_the_checkpoint(finished):
         "kl": terms.kl.mean().item(),
         "importance_weighted_nll": estimate.nats,
         "standard_error": estimate.standard_error,
+        "sampling_error": estimate.sampling_error,
         "active_units": active_units(model, bits[:50]).count,
     }
     assert {name: result[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert result["per_image"] == pytest.approx(estimate.per_image.tolist(), abs=1e-3)
 
 
 def test_evaluation_file_tells_what_was_computed_how(finished):

@@ -190,7 +190,12 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     _count(model, "--latent-dim", "latents (default: 20)")
     widths = "widths of the encoder's hidden layers; the decoder's are the reverse (default: 400)"
     _count(model, "--hidden-dims", widths, nargs="+")
+    _choice(model, "--activation", ["relu", "tanh"], "between the layers (default: relu)")
+    bias = "start the output at the log-odds of each pixel's mean (default: no)"
+    model.add_argument("--pixel-bias", action="store_true", help=bias)
     model.add_argument("--beta", type=float, help="weight of the KL term (default: 1.0)")
+    samples = "1 trains with the ELBO, more with the importance-weighted bound of as many (default: 1)"
+    _count(model, "--importance-samples", samples)
     work = parser.add_argument_group("the training", argument_default=argparse.SUPPRESS)
     _count(work, "--epochs", "passes over the images (default: 10)", dest="num_epochs")
     _count(work, "--batch-size", "images per step (default: 128)")
@@ -307,7 +312,8 @@ def _evaluate(options: argparse.Namespace, words: list[str]) -> int:
     print(
         f"{result['num_images']} test images, {result['num_samples']} importance samples, {result['unit']}\n"
         f"ELBO                     {result['elbo']:9.2f}   (nll {result['nll']:.2f}, kl {result['kl']:.2f})\n"
-        f"importance-weighted NLL  {nll:9.2f}   +- {error:.2f}, standard error of the sampling\n"
+        f"importance-weighted NLL  {nll:9.2f}   +- {error:.3f} by the draws of z, "
+        f"+- {result['sampling_error']:.2f} by the choice of images\n"
         f"active latents           {result['active_units']:6d} of {result['latent_dim']}"
     )
     if result["caveat"] is not None:

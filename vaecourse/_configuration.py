@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from vaecourse.likelihoods import (
     BernoulliLikelihood,
@@ -20,11 +21,13 @@ from vaecourse.models import VAE, mlp_vae
 CHOICES = {
     "data": ("mnist", "digits"),
     "likelihood": ("bernoulli", "continuous-bernoulli", "gaussian", "laplace"),
+    "activation": ("relu", "tanh"),
     "schedule": ("constant", "cosine", "one-cycle"),
     "precision": ("float32", "bf16"),
 }
 LOWEST = {
     "latent_dim": 1,
+    "importance_samples": 1,
     "num_epochs": 1,
     "batch_size": 1,
     "micro_batch_size": 1,
@@ -32,6 +35,7 @@ LOWEST = {
     "seed": 0,
 }
 DATA_DIM = {"mnist": 784, "digits": 64}
+ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,17 @@ class RunConfig:
         Number of latents K.
     hidden_dims : sequence of int
         Hidden dimensions of the encoder; the decoder's are the reverse.
+    activation : {"relu", "tanh"}
+        Between the layers.
+    pixel_bias : bool
+        Whether the decoder's last bias starts at the log-odds of each pixel's mean over the training
+        images; for a Bernoulli likelihood.
     binarize : bool
         Whether each grey level is the probability of a black pixel, drawn anew at every presentation.
     beta : float
         Weight of the KL term, not negative.
+    importance_samples : int
+        1 trains with the ELBO, k > 1 with the importance-weighted bound of k samples, where beta is 1.
     num_epochs, batch_size : int
         Passes over the training images, and images per optimiser step.
     learning_rate : float
@@ -75,7 +86,7 @@ class RunConfig:
     Raises
     ------
     ValueError
-        If a value is of the wrong type or out of range, or if `scale` belongs to another likelihood.
+        If a value is of the wrong type or out of range, or belongs to another likelihood or bound.
 
     Examples
     --------
@@ -89,8 +100,11 @@ class RunConfig:
     scale: float | str = 1.0
     latent_dim: int = 20
     hidden_dims: Sequence[int] = (400,)
+    activation: str = "relu"
+    pixel_bias: bool = False
     binarize: bool = False
     beta: float = 1.0
+    importance_samples: int = 1
     num_epochs: int = 10
     batch_size: int = 128
     learning_rate: float = 1e-3
@@ -112,12 +126,17 @@ class RunConfig:
         dims = self.hidden_dims
         if not isinstance(dims, list | tuple) or not all(_is_count(dim, 1) for dim in dims):
             raise ValueError(f"hidden_dims must be whole numbers from 1 on, got {dims!r}")
-        if not isinstance(self.binarize, bool):
-            raise ValueError(f"binarize must be true or false, got {self.binarize!r}")
+        for name in ("pixel_bias", "binarize"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         for name, is_allowed in (("beta", self.beta == 0), ("learning_rate", False)):
             value = getattr(self, name)
             if not (is_allowed or (_is_number(value) and value > 0)):
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
+        if self.pixel_bias and self.likelihood != "bernoulli":
+            raise ValueError(f"pixel_bias is for a bernoulli likelihood, got {self.likelihood!r}")
+        if self.importance_samples > 1 and self.beta != 1:
+            raise ValueError(f"the importance-weighted bound has no KL term to weigh, got beta {self.beta!r}")
         object.__setattr__(self, "hidden_dims", tuple(dims))
         _make_likelihood(self)
 
@@ -172,6 +191,7 @@ def build_model(config: RunConfig) -> VAE:
             config.latent_dim,
             hidden_dims=config.hidden_dims,
             likelihood=_make_likelihood(config),
+            activation=ACTIVATIONS[config.activation],
         )
 
 

@@ -26,7 +26,7 @@ from vaecourse.checkpoints import CheckpointError, Checkpoints, load_checkpoint
 from vaecourse.datasets import binarize, digits, mnist, to_unit_interval
 from vaecourse.evaluation import active_units, evaluate_elbo, nll_estimate
 from vaecourse.models import VAE
-from vaecourse.objectives import negative_elbo
+from vaecourse.objectives import importance_weighted_bound, negative_elbo
 from vaecourse.plotting import plot_curves, use_style
 from vaecourse.training import History, choose_device, compiler_problem, fit
 
@@ -133,7 +133,7 @@ def train(
     Returns
     -------
     dict
-        The content of ``history.json``: ``loss`` (mean of nll + beta * kl over each epoch), ``seconds``
+        The content of ``history.json``: ``loss`` (what was minimised, its mean over each epoch), ``seconds``
         and ``images_per_second`` per epoch, and under ``test`` the terms of the ELBO of the test
         images.  All in nats per image.
 
@@ -164,6 +164,8 @@ def train(
             folder.mkdir(parents=True, exist_ok=True)
             _write(folder / "config.json", config.to_json().encode())
         model, x = build_model(config), _load_images(config.data, "train")
+        if config.pixel_bias:
+            _start_at_pixel_means(model, x)
         fitted = _fit(config, model, x, place, checkpoints, compile=compile, progress=progress)
     history = _describe(config, model, fitted, num_images=len(x), device=place)
     if rank == 0:
@@ -173,7 +175,13 @@ def train(
 
 
 def evaluate(
-    folder: Path, *, num_samples: int = 500, num_images: int = 1000, device: str = "auto", seed: int = 0
+    folder: Path,
+    *,
+    num_samples: int = 500,
+    num_images: int = 1000,
+    device: str = "auto",
+    seed: int = 0,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Judge the model of a run, as its newest checkpoint has it, on test images.
 
@@ -189,12 +197,15 @@ def evaluate(
         "auto", "cpu", "cuda", "cuda:1", "mps".
     seed : int
         Of the draws of z.
+    progress : bool
+        Whether to show a progress bar, if the output is a terminal.
 
     Returns
     -------
     dict
         The content of ``evaluation.json``; ELBO, its terms, and the importance-weighted estimate of the
-        negative log-likelihood with its Monte Carlo standard error, in nats per image.
+        negative log-likelihood, in nats per image, with its Monte Carlo error, that of the choice of
+        images, and its value for each image.
 
     Raises
     ------
@@ -216,11 +227,12 @@ def evaluate(
     model.to(place)
     x = _load_test_images(config, num_images).to(place)
     generator = torch.Generator(place).manual_seed(seed)
-    estimate = nll_estimate(model, x, num_samples=num_samples, generator=generator)
+    estimate = nll_estimate(model, x, num_samples=num_samples, generator=generator, progress=progress)
     units = active_units(model, x)
     result = _test_terms(model, x, seed) | {
         "importance_weighted_nll": estimate.nats,
         "standard_error": estimate.standard_error,
+        "sampling_error": estimate.sampling_error,
         "num_samples": num_samples,
         "active_units": units.count,
         "active_unit_threshold": units.threshold,
@@ -231,6 +243,7 @@ def evaluate(
         "checkpoint": checkpoint.name,
         "device": str(place),
         "versions": VERSIONS,
+        "per_image": [round(nats, 3) for nats in estimate.per_image.tolist()],
     }
     _write(folder / "evaluation.json", _to_json(result))
     return result
@@ -251,7 +264,7 @@ def _fit(
     with _divergence_named(checkpoints):
         return fit(
             model,
-            functools.partial(_binarized_loss if config.binarize else negative_elbo, beta=config.beta),
+            functools.partial(_loss, config),
             x,
             num_epochs=config.num_epochs,
             batch_size=config.batch_size,
@@ -296,8 +309,20 @@ def _load_model(folder: Path, config: RunConfig) -> tuple[VAE, Path]:
     return model.eval(), path
 
 
-def _binarized_loss(model: VAE, x: Tensor, *, beta: float) -> Tensor:
-    return negative_elbo(model, torch.bernoulli(x), beta=beta)
+def _loss(config: RunConfig, model: VAE, x: Tensor) -> Tensor:
+    """What a run minimises, in nats per image."""
+    if config.binarize:
+        x = torch.bernoulli(x)
+    if config.importance_samples == 1:
+        return negative_elbo(model, x, beta=config.beta)
+    return -importance_weighted_bound(model, x, num_samples=config.importance_samples).mean()
+
+
+def _start_at_pixel_means(model: VAE, x: Tensor) -> None:
+    """Let the decoder begin with each pixel's frequency of ink, no pixel certain (Burda et al.)."""
+    last = model.decoder.network[-1]
+    with torch.no_grad():
+        last.bias.copy_(torch.logit(x.mean(0), eps=1e-3))
 
 
 def _make_scheduler(config: RunConfig, model: nn.Module, num_steps: int) -> LRScheduler | None:
@@ -356,7 +381,11 @@ def _loss_figure(history: dict[str, Any], config: RunConfig) -> Figure:
     ax.set_title(f"The training loss {verb} from {loss[0]:.4g} to {loss[-1]:.4g} nats in {len(loss)} epochs")
     ax.set_xlabel("epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_ylabel(f"nll + {'' if config.beta == 1 else f'{config.beta:g} × '}kl ({UNIT})")
+    weight = "" if config.beta == 1 else f"{config.beta:g} × "
+    bound = f"nll + {weight}kl"
+    if config.importance_samples > 1:
+        bound = f"negative bound of {config.importance_samples} samples"
+    ax.set_ylabel(f"{bound} ({UNIT})")
     return figure
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from vaecourse.objectives import ElboTerms, LatentVariableModel, elbo_terms, log_importance_weights
 
@@ -125,9 +126,10 @@ def nll_estimate(
     x: Tensor,
     *,
     num_samples: int,
-    batch_size: int = 100,
+    batch_size: int = 20,
     chunk_size: int = 100,
     generator: torch.Generator | None = None,
+    progress: bool = False,
 ) -> NllEstimate:
     """Mean negative log-likelihood per example by importance sampling, with its Monte Carlo error.
 
@@ -144,9 +146,12 @@ def nll_estimate(
     num_samples : int
         Importance samples per example, at least 2 (one gives no standard error).
     batch_size, chunk_size : int
-        Examples, and samples per example, at a time.
+        Examples, and samples per example, at a time; 2,000 decoded images of 784 numbers fit into
+        a processor's cache, and five times as many took twice as long.
     generator : torch.Generator, optional
         Source of the noise, on the device of `x`; the global one if left out.
+    progress : bool
+        Whether to show a progress bar, if the output is a terminal.
 
     Returns
     -------
@@ -174,11 +179,14 @@ def nll_estimate(
             f"num_samples must be at least 2 and chunk_size at least 1, got {num_samples} and {chunk_size}"
         )
     per_image, variances = [], []
-    for batch in _batches(x, batch_size):
-        log_sum, log_sum_squares = _log_sums(model, batch, num_samples, chunk_size, generator)
-        per_image.append(math.log(num_samples) - log_sum)
-        # relative variance of a mean of k weights: sum(w**2) / sum(w)**2 - 1 / k
-        variances.append(torch.expm1(log_sum_squares - 2 * log_sum + math.log(num_samples)) / num_samples)
+    with tqdm(total=len(x), unit=" images", disable=None if progress else True) as bar:
+        for batch in _batches(x, batch_size):
+            log_sum, log_sum_squares = _log_sums(model, batch, num_samples, chunk_size, generator)
+            per_image.append(math.log(num_samples) - log_sum)
+            # relative variance of a mean of k weights: sum(w**2) / sum(w)**2 - 1 / k
+            log_ratio = log_sum_squares - 2 * log_sum + math.log(num_samples)
+            variances.append(torch.expm1(log_ratio) / num_samples)
+            bar.update(len(batch))
     nll, num_images = torch.cat(per_image), len(x)
     standard_error = math.sqrt(max(float(torch.cat(variances).sum()), 0.0)) / num_images
     return NllEstimate(float(nll.mean()), standard_error, num_samples, num_images, nll.cpu())

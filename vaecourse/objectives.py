@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from vaecourse._checks import as_float
 from vaecourse.divergences import kl_standard_normal
 from vaecourse.likelihoods import Likelihood
 
@@ -107,7 +108,7 @@ def elbo_terms(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-    loc, log_scale = model.encode(x)
+    loc, log_scale = _posterior(model, x)
     z, _ = _draw_latents(loc, log_scale, num_samples, generator)  # (samples, batch, latent_dim)
     if num_samples == 1:
         nll = model.likelihood.nll(x, model.decode(z.squeeze(0)))
@@ -195,7 +196,7 @@ def log_importance_weights(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-    loc, log_scale = model.encode(x)
+    loc, log_scale = _posterior(model, x)
     z, eps = _draw_latents(loc, log_scale, num_samples, generator)
     log_prior_minus_log_q = (0.5 * eps.square() - 0.5 * z.square() + log_scale).sum(-1)
     return log_prior_minus_log_q - model.likelihood.nll(x, model.decode(z))
@@ -333,6 +334,12 @@ def kl_weight_for(
     if recon == "mean":
         weight /= data_dim
     return weight * latent_dim if kl == "mean" else weight
+
+
+def _posterior(model: LatentVariableModel, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Location and log scale of q(z|x); under autocast a layer puts out 16 bits, too few for what follows."""
+    loc, log_scale = model.encode(x)
+    return as_float("loc", loc), as_float("log_scale", log_scale)
 
 
 def _draw_latents(
