@@ -27,11 +27,16 @@ from tests.benchmarks.measuring import (
     seconds_per_call,
     steady_rate,
 )
-from tests.benchmarks.quality import paper_vae
+from tests.benchmarks.record import command as command_of_run
+from tests.benchmarks.record import record as run_record
+from tests.benchmarks.record import write_weights
 from tests.benchmarks.report import Goal, Outcome, Row
 from tests.benchmarks.task import BATCH_SIZE, DATA_DIM, LATENT_DIM, new_vae
 from tests.benchmarks.textbook import Images, TextbookVAE, textbook_loss, to_tensor
 from tests.benchmarks.worker import RELAY
+from vaecourse.__main__ import main
+from vaecourse._configuration import RunConfig
+from vaecourse._runs import evaluate, train
 from vaecourse.datasets import to_unit_interval
 from vaecourse.evaluation import nll_estimate
 from vaecourse.models import VAE
@@ -200,12 +205,6 @@ def test_memory_of_a_worker_is_its_own():
     assert int(done.stdout) < 100_000 < len(ballast) / 1024 < own
 
 
-def test_output_of_the_paper_model_starts_at_the_mean_of_each_pixel():
-    pixels = torch.tensor([[0.0], [0.5], [1.0], [0.5]]).expand(4, DATA_DIM)
-    bias = paper_vae(pixels).decoder.network[-1].bias
-    torch.testing.assert_close(torch.sigmoid(bias), torch.full((DATA_DIM,), 3 / 6))
-
-
 # ---- rows, table, file ----
 
 ROWS = [
@@ -358,7 +357,6 @@ def test_list_names_every_benchmark(monkeypatch, capsys):
     assert call(monkeypatch, "--list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(command.BENCHMARKS)
-    assert [line.split()[0] for line in lines if "only when named" in line] == ["quality"]
 
 
 @pytest.fixture
@@ -372,7 +370,7 @@ def two_benchmarks(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
 
     fakes = {
         "first": command.Benchmark(run, "one"),
-        "second": command.Benchmark(run, "two", is_default=False),
+        "second": command.Benchmark(run, "two"),
     }
     monkeypatch.setattr(command, "BENCHMARKS", fakes)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
@@ -382,7 +380,7 @@ def two_benchmarks(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
 def test_new_results_join_the_stored_ones(monkeypatch, capsys, tmp_path, two_benchmarks):
     path = tmp_path / "results.json"
     assert call(monkeypatch, "second", "--output", str(path)) == 0
-    assert call(monkeypatch, "--output", str(path), "--quick", "--threads", "3") == 0
+    assert call(monkeypatch, "first", "--output", str(path), "--quick", "--threads", "3") == 0
     records = report.read_records(path)
     assert list(records) == ["first", "second"]  # in the order of the list
     assert [records[name]["is_quick"] for name in records] == [True, False]
@@ -390,3 +388,49 @@ def test_new_results_join_the_stored_ones(monkeypatch, capsys, tmp_path, two_ben
     assert (two_benchmarks[0].rounds, two_benchmarks[1].rounds, two_benchmarks[1].threads) == (5, 3, 3)
     assert "4.50 ×" in capsys.readouterr().out
     assert math.isfinite(records["first"]["load"])
+    assert call(monkeypatch, "--quick") == 0
+    assert len(two_benchmarks) == 4  # both, where none is named
+
+
+# ---- records of the book's long runs ----
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RunConfig(),
+        RunConfig(data="digits", likelihood="gaussian", scale="learned", hidden_dims=[30, 20], num_epochs=3),
+        RunConfig(binarize=True, pixel_bias=True, activation="tanh", importance_samples=5, num_processes=2),
+    ],
+    ids=["defaults", "gaussian", "binary"],
+)
+def test_recorded_command_trains_the_recorded_configuration(monkeypatch, tmp_path, config):
+    words = command_of_run(config, is_compiled=True).replace("RUN_FOLDER", str(tmp_path)).split()
+    seen = []
+    monkeypatch.setattr("vaecourse._runs.is_finished", lambda found, folder: seen.append(found) or True)
+    assert (words[0], main(words[1:])) == ("vaecourse", 0)
+    assert seen == [config]
+    assert words[-1] == "--compile"
+
+
+def test_record_tells_what_the_files_of_a_run_tell(tmp_path):
+    config = RunConfig(data="digits", hidden_dims=[8], latent_dim=2, num_epochs=2, binarize=True)
+    history = train(config, tmp_path / "run", device="cpu", progress=False)
+    evaluation = evaluate(tmp_path / "run", num_samples=5, num_images=250, device="cpu")
+    found = run_record(tmp_path / "run", is_compiled=False)
+    assert (found["k"], found["epochs"], found["seed"], found["model"]) == (
+        1,
+        2,
+        0,
+        "64-8-2, relu, bernoulli",
+    )
+    assert found["num_images"] == 250
+    assert found["nll"] == pytest.approx(evaluation["importance_weighted_nll"], abs=1e-4)
+    assert found["minutes"] == pytest.approx(sum(history["seconds"]) / 60, abs=0.05)
+    hundreds = found["nll_of_each_hundred"]
+    assert np.average(hundreds, weights=[100, 100, 50]) == pytest.approx(found["nll"], abs=1e-3)
+    write_weights(tmp_path / "run", tmp_path / "kept")
+    again = evaluate(tmp_path / "kept", num_samples=5, num_images=250, device="cpu")
+    assert again["per_image"] == evaluation["per_image"]
+    sizes = [next((tmp_path / name / "checkpoints").iterdir()).stat().st_size for name in ("kept", "run")]
+    assert sizes[0] < 0.5 * sizes[1]

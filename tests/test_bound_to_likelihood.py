@@ -1,5 +1,6 @@
 """Equations and exercises of the sixth chapter, each against an oracle that does not contain its formula."""
 
+import json
 import math
 
 import mpmath
@@ -7,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
-from torch import Tensor
+from torch import Tensor, nn
 
-from vaecourse.datasets import digits, to_unit_interval
+from tests.notebook_rules import ROOT
+from vaecourse.checkpoints import Checkpoints, load_checkpoint
+from vaecourse.datasets import binarize, digits, mnist, to_unit_interval
+from vaecourse.densities import continuous_bernoulli_nll
 from vaecourse.evaluation import nats_to_bits_per_dim, nll_estimate
-from vaecourse.models import LinearVAE
+from vaecourse.models import LinearVAE, mlp_vae
 from vaecourse.objectives import log_importance_weights
 
 F64 = torch.float64
@@ -332,3 +336,63 @@ def test_exercise_tuned_scale():
 
     improvement = nll(0.02, 0.021) - nll(0.021, 0.021)
     assert improvement == pytest.approx(0.47, abs=0.005)
+
+
+# ---- the records of the long runs ----
+
+RESULTS = ROOT / "book" / "results"
+RECORDS = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob("mnist-k1-*.json"))}
+NAMES = {"model", "k", "nll", "standard_error", "num_samples", "num_images", "seed", "epochs", "minutes"}
+NAMES |= {"command", "versions", "machine", "test_bits_seed", "nll_of_each_hundred"}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_record_is_complete_and_agrees_with_itself(name):
+    record = RECORDS[name]
+    assert set(record) >= NAMES
+    assert (record["num_samples"], record["num_images"]) == (5000, 10_000)
+    assert record["nll"] == pytest.approx(np.mean(record["nll_of_each_hundred"]), abs=1e-3)
+    assert record["nll"] < -record["elbo"]
+    assert f"--epochs {record['epochs']}" in record["command"]
+    assert f"--seed {record['seed']}" in record["command"] or record["seed"] == 0
+
+
+def test_shortest_runs_have_three_seeds():
+    shortest = min(record["epochs"] for record in RECORDS.values())
+    assert len({r["seed"] for r in RECORDS.values() if r["epochs"] == shortest}) >= 3
+
+
+def test_committed_weights_are_those_of_the_best_record():
+    best = min(RECORDS.values(), key=lambda record: record["nll"])
+    (weights,) = Checkpoints(RESULTS / "mnist-k1-best" / "checkpoints").paths()
+    assert weights.stat().st_size < 3_000_000
+    model = mlp_vae(784, 50, hidden_dims=(200, 200), activation=nn.Tanh)
+    model.load_state_dict(load_checkpoint(weights)["model"])
+    bits = binarize(
+        to_unit_interval(mnist("test")[0]), generator=torch.Generator().manual_seed(best["test_bits_seed"])
+    )
+    found = nll_estimate(model.eval(), bits[:100], num_samples=1000, generator=generator())
+    bias = 100 / 2 * found.standard_error**2
+    assert found.nats - bias == pytest.approx(best["nll_of_each_hundred"][0], abs=0.15)
+    others = [r["nll_of_each_hundred"][0] for r in RECORDS.values() if r is not best and r["epochs"] < 200]
+    assert min(abs(found.nats - other) for other in others) > 0.5  # so that the comparison means something
+
+
+# ---- blank grey pixels ----
+
+
+def blank_pixel_bits(logit: float) -> float:
+    """Mean bits of a dequantised pixel of level 0 under a continuous Bernoulli, by a fine grid."""
+    u = (torch.arange(2000, dtype=F64) + 0.5) / 2000 / 256
+    nll = continuous_bernoulli_nll(u[:, None], torch.full((2000, 1), logit, dtype=F64)).mean()
+    return nats_to_bits_per_dim(nll.item(), 1)
+
+
+def test_cross_entropy_and_density_want_other_logits_for_a_blank_pixel():
+    """What the chapter says of the Bernoulli decoder that is judged as a continuous one."""
+    log_odds = math.log((1 / 512) / (1 - 1 / 512))
+    assert log_odds == pytest.approx(-6.2, abs=0.05)
+    logits = torch.linspace(-800, -1, 8000).tolist()
+    best = min(logits, key=blank_pixel_bits)
+    assert best == pytest.approx(-512, rel=0.01)
+    assert blank_pixel_bits(log_odds) - blank_pixel_bits(best) == pytest.approx(5, abs=0.2)

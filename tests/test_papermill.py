@@ -16,6 +16,7 @@ PARAMETERS = {
     "03_gaussian_to_mse": {"seed": 1, "num_images": 6000, "num_epochs": 14},
     "04_bernoulli_to_bce": {"seed": 1, "num_images": 7000, "num_epochs": 10},
     "05_gpu_training": {"seed": 1, "num_images": 5000, "num_epochs": 2},
+    "06_bound_to_likelihood": {"seed": 1, "num_images": 15_000, "num_epochs": 5, "num_samples": 200},
 }
 
 

@@ -320,7 +320,7 @@ def _loss(config: RunConfig, model: VAE, x: Tensor) -> Tensor:
 
 def _start_at_pixel_means(model: VAE, x: Tensor) -> None:
     """Let the decoder begin with each pixel's frequency of ink, no pixel certain (Burda et al.)."""
-    last = model.decoder.network[-1]
+    *_, last = (layer for layer in model.decoder.modules() if isinstance(layer, nn.Linear))
     with torch.no_grad():
         last.bias.copy_(torch.logit(x.mean(0), eps=1e-3))
 

@@ -18,9 +18,8 @@ from tests.benchmarks.growth import growth
 from tests.benchmarks.imports import imports
 from tests.benchmarks.likelihood import likelihood
 from tests.benchmarks.matmul_floor import matmul_floor
-from tests.benchmarks.measuring import QualitySettings, Settings
+from tests.benchmarks.measuring import Settings
 from tests.benchmarks.processes import processes
-from tests.benchmarks.quality import quality
 from tests.benchmarks.training_step import training_step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,11 +27,10 @@ PAGE, PAGE_RESULTS = ROOT / "book" / "benchmarks.md", ROOT / "book" / "results" 
 
 
 class Benchmark(NamedTuple):
-    """A function, what it is about, and whether it runs when nothing is named."""
+    """A function, and what it is about."""
 
     run: Callable[[Settings], report.Outcome]
     summary: str
-    is_default: bool = True
 
 
 BENCHMARKS = {
@@ -43,7 +41,6 @@ BENCHMARKS = {
     "processes": Benchmark(processes, "two gloo processes against one"),
     "growth": Benchmark(growth, "time and memory against the amount of work"),
     "checkpoint": Benchmark(checkpoint, "a checkpoint against a training step"),
-    "quality": Benchmark(quality, "the IWAE paper's likelihood, in CPU minutes (long)", is_default=False),
 }
 
 
@@ -83,10 +80,9 @@ def run_all(names: list[str], settings: Settings, output: Path | None) -> dict[s
 
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
-    quality = QualitySettings()
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help="benchmarks to run; without one, all but the long ones")
+    add("names", nargs="*", metavar="NAME", help="benchmarks to run (default: all)")
     add("--list", action="store_true", help="list the benchmarks")
     add("--quick", action="store_true", help="tiny sizes, to see that everything works")
     add(
@@ -103,12 +99,6 @@ def arguments() -> argparse.ArgumentParser:
         action="store_true",
         help="run nothing: write the table of book/results into the book's page",
     )
-    group = parser.add_argument_group("only for the benchmark `quality`")
-    group.add_argument("--epochs", type=int, default=quality.num_epochs, metavar="N")
-    group.add_argument("--importance-samples", type=int, default=quality.importance_samples, metavar="K")
-    group.add_argument("--nll-samples", type=int, default=quality.nll_samples, metavar="K")
-    group.add_argument("--nll-images", type=int, default=quality.nll_images, metavar="N")
-    group.add_argument("--precision", choices=["float32", "bf16"], help="default: the faster one here")
     return parser
 
 
@@ -126,7 +116,7 @@ def main() -> int:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     if options.list:
         for name, benchmark in BENCHMARKS.items():
-            print(f"{name:<12}{benchmark.summary}{'' if benchmark.is_default else ' [only when named]'}")
+            print(f"{name:<12}{benchmark.summary}")
         return 0
     if options.page:
         write_page()
@@ -137,19 +127,8 @@ def main() -> int:
         threads=options.threads,
         rounds=options.rounds or (3 if options.quick else 5),
         is_quick=options.quick,
-        quality=QualitySettings(
-            num_epochs=options.epochs,
-            importance_samples=options.importance_samples,
-            nll_samples=options.nll_samples,
-            nll_images=options.nll_images,
-            precision=options.precision,
-        ),
     )
-    chosen = [
-        name
-        for name, b in BENCHMARKS.items()
-        if name in options.names or (not options.names and b.is_default)
-    ]
+    chosen = [name for name in BENCHMARKS if not options.names or name in options.names]
     print(report.text_table(run_all(chosen, settings, options.output)))
     return 0
 

@@ -4,26 +4,12 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from torch.utils.benchmark import Timer
 
 T = TypeVar("T")
 K = TypeVar("K")
-
-
-@dataclass(frozen=True)
-class QualitySettings:
-    """The long run of the `quality` benchmark.
-
-    `importance_samples` are those of its training loss; without a precision it takes the faster one.
-    """
-
-    num_epochs: int = 200
-    importance_samples: int = 1
-    nll_samples: int = 5000
-    nll_images: int = 10_000
-    precision: Literal["float32", "bf16"] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,14 +24,11 @@ class Settings:
         How often each contender runs.
     is_quick : bool
         Tiny sizes: they show that everything works, and nothing about speed.
-    quality : QualitySettings
-        What only the `quality` benchmark needs.
     """
 
     threads: int = 1
     rounds: int = 5
     is_quick: bool = False
-    quality: QualitySettings = QualitySettings()
 
     def choose(self, full: T, quick: T) -> T:
         """Return the first in a real run and the second in a quick one."""

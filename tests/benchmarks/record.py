@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.machine import machine
-from vaecourse._configuration import RunConfig
+from vaecourse._configuration import DATA_DIM, RunConfig
 from vaecourse._runs import TEST_BITS_SEED
 from vaecourse.checkpoints import Checkpoints, load_checkpoint
 
 RESULTS = Path(__file__).resolve().parents[2] / "book" / "results"
 OPTIONS = {"num_epochs": "--epochs", "num_processes": "--processes"}
-ARCHITECTURE = {"mnist": 784, "digits": 64}
 
 
 def command(config: RunConfig, *, is_compiled: bool) -> str:
@@ -39,23 +38,23 @@ def record(folder: Path, *, is_compiled: bool) -> dict[str, Any]:
     history, evaluation = (
         json.loads((folder / name).read_text("utf-8")) for name in ("history.json", "evaluation.json")
     )
-    dims = [ARCHITECTURE[config.data], *config.hidden_dims, config.latent_dim]
+    dims = [DATA_DIM[config.data], *config.hidden_dims, config.latent_dim]
     per_image = evaluation["per_image"]
     hundreds = [per_image[start : start + 100] for start in range(0, len(per_image), 100)]
     return {
         "model": f"{'-'.join(map(str, dims))}, {config.activation}, {config.likelihood}",
         "k": config.importance_samples,
-        "nll": evaluation["importance_weighted_nll"],
+        "nll": round(evaluation["importance_weighted_nll"], 4),
         "unit": evaluation["unit"],
-        "standard_error": evaluation["standard_error"],
-        "sampling_error": evaluation["sampling_error"],
+        "standard_error": round(evaluation["standard_error"], 5),
+        "sampling_error": round(evaluation["sampling_error"], 4),
         "num_samples": evaluation["num_samples"],
         "num_images": evaluation["num_images"],
-        "elbo": evaluation["elbo"],
+        "elbo": round(evaluation["elbo"], 4),
         "active_units": evaluation["active_units"],
         "seed": config.seed,
         "epochs": config.num_epochs,
-        "minutes": sum(history["seconds"]) / 60,
+        "minutes": round(sum(history["seconds"]) / 60, 1),
         "command": command(config, is_compiled=is_compiled),
         "evaluation": (
             f"vaecourse evaluate RUN_FOLDER --num-samples {evaluation['num_samples']} "
