@@ -362,19 +362,17 @@ def test_shortest_runs_have_three_seeds():
     assert len({r["seed"] for r in RECORDS.values() if r["epochs"] == shortest}) >= 3
 
 
-def test_committed_weights_are_those_of_the_best_record():
-    best = min(RECORDS.values(), key=lambda record: record["nll"])
-    (weights,) = Checkpoints(RESULTS / "mnist-k1-best" / "checkpoints").paths()
+def test_committed_weights_are_those_of_the_longest_run():
+    longest = max(RECORDS.values(), key=lambda record: record["epochs"])
+    (weights,) = Checkpoints(RESULTS / "mnist-k1-longest" / "checkpoints").paths()
     assert weights.stat().st_size < 3_000_000
     model = mlp_vae(784, 50, hidden_dims=(200, 200), activation=nn.Tanh)
     model.load_state_dict(load_checkpoint(weights)["model"])
-    bits = binarize(
-        to_unit_interval(mnist("test")[0]), generator=torch.Generator().manual_seed(best["test_bits_seed"])
-    )
-    found = nll_estimate(model.eval(), bits[:100], num_samples=1000, generator=generator())
-    bias = 100 / 2 * found.standard_error**2
-    assert found.nats - bias == pytest.approx(best["nll_of_each_hundred"][0], abs=0.15)
-    others = [r["nll_of_each_hundred"][0] for r in RECORDS.values() if r is not best and r["epochs"] < 200]
+    bits = to_unit_interval(mnist("test")[0])
+    bits = binarize(bits, generator=torch.Generator().manual_seed(longest["test_bits_seed"]))[:100]
+    found = nll_estimate(model.eval(), bits, num_samples=1000, generator=generator())
+    assert found.nats == pytest.approx(longest["nll_of_each_hundred"][0], abs=0.3)
+    others = [r["nll_of_each_hundred"][0] for r in RECORDS.values() if r is not longest]
     assert min(abs(found.nats - other) for other in others) > 0.5  # so that the comparison means something
 
 
