@@ -147,7 +147,7 @@ def nll_estimate(
         Importance samples per example, at least 2 (one gives no standard error).
     batch_size, chunk_size : int
         Examples, and samples per example, at a time; 2,000 decoded images of 784 numbers fit into
-        a processor's cache, and five times as many took twice as long.
+        a processor's cache; five times as many took up to twice as long.
     generator : torch.Generator, optional
         Source of the noise, on the device of `x`; the global one if left out.
     progress : bool
