@@ -353,7 +353,7 @@ class Rounded(torch.nn.Module):
 
 
 def test_importance_weights_of_16_bit_codes_are_computed_in_float32():
-    """Densities of prior and q nearly cancel; in 16 bits an error of some hundredths of a nat would be left."""
+    """Densities of prior and q nearly cancel; 16 bits would leave an error of some hundredths of a nat."""
     torch.manual_seed(0)
     rounded = Rounded(mlp_vae(6, 50, hidden_dims=(5,)))
     x = torch.rand(8, 6)
