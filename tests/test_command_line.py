@@ -313,7 +313,13 @@ def test_train_and_evaluate_tell_the_same_as_their_files(capsys, tmp_path):
 def start(folder: Path, *options: str) -> subprocess.Popen:
     """Start a training in a process of its own and wait for its first checkpoint."""
     command = [sys.executable, "-m", "vaecourse", "train", str(folder), *TINY, "--binarize", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # even if it is ignored here
+    )
     deadline = time.monotonic() + 120
     while not list(folder.glob("checkpoints/*.ckpt")) and process.poll() is None:
         assert time.monotonic() < deadline

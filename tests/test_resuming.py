@@ -292,6 +292,15 @@ def test_second_signal_acts_at_once(tmp_path):
 
 
 @pytest.mark.usefixtures("usual_signals")
+def test_ignored_signal_stays_ignored(uninterrupted, tmp_path):
+    """A shell's background job starts with Ctrl-C ignored: it is meant for the job in front."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    weights = run(Checkpoints(tmp_path), stop_at=8, act=lambda: signal.raise_signal(signal.SIGINT))[0]
+    assert weights == uninterrupted[0]
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("usual_signals")
 def test_signal_acts_at_once_where_nothing_could_be_saved():
     with pytest.raises(KeyboardInterrupt):
         run(stop_at=8, act=lambda: signal.raise_signal(signal.SIGINT))

@@ -139,12 +139,13 @@ class Signals:
 
 @contextlib.contextmanager
 def deferred_signals(is_active: bool) -> Iterator[Signals]:
-    """Hold back the first SIGINT or SIGTERM; a second one acts at once."""
+    """Hold back the first SIGINT or SIGTERM; a second one acts at once, and an ignored one stays ignored."""
     signals = Signals()
     if not is_active or threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
 
     def put_back() -> None:
         for number, handler in previous.items():
