@@ -15,14 +15,17 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vaecourse.coursework import commands as coursework
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vaecourse._probing import LossFn
 
 EXIT_STATUSES = """\
-exit status: 0 done; 1 a notebook failed; 2 the input cannot be used; 3 a file could not be read or
-written; 4 training diverged; 130 stopped by Ctrl-C; 143 stopped by SIGTERM"""
+exit status: 0 done; 1 a notebook failed, or a task is not right yet; 2 the input cannot be used;
+3 a file could not be read or written, or no sandbox can be had; 4 training diverged; 130 stopped
+by Ctrl-C; 143 stopped by SIGTERM"""
 
 
 class Help(NamedTuple):
@@ -72,6 +75,44 @@ themselves stay as they are.  Each runs in its own folder.  A cell that fails en
         "Say which likelihood, scale and beta a loss assumes.  This EXECUTES the file given.",
         "vaecourse diagnose train.py:loss_fn --data-dim 784 --latent-dim 20",
     ),
+    "release": Help(
+        "make student notebooks of problem sets",
+        "",
+        """\
+Make the students' version of every problem set: solutions, model answers and outputs are gone, locked cells
+carry nbgrader's checksums.  The same source gives the same bytes.""",
+        "vaecourse release --output-dir handed_out",
+    ),
+    "check": Help(
+        "try a solved problem set before handing it in",
+        "psN.ipynb",
+        """\
+Try your solution of a problem set before you hand it in: your functions are called with inputs like those
+of the grader, and you hear what is wrong.  This EXECUTES your notebook's cells, on your machine, without a
+sandbox.""",
+        "vaecourse check ps1.ipynb",
+    ),
+    "grade": Help(
+        "grade a folder of submissions, each in a sandbox",
+        "SUBMITTED --out FOLDER",
+        """\
+Grade every SUBMITTED/<student>/<psN>/<psN>.ipynb.  Student code runs in a sandbox (bubblewrap): no network,
+no files, limits on time, memory, processes and output; it only answers calls, with inputs drawn anew for
+each submission, and is judged outside.  FOLDER gets grades.csv, feedback/<student>/<psN>.html and a
+gradebook of nbgrader, in which written answers are marked.
+
+The same command again goes on where it was stopped.  Where there is no sandbox it refuses with status 3;
+--trust-submissions runs the code without one, which is for code that you know.""",
+        "vaecourse grade submitted --out graded",
+    ),
+    "grade-one": Help(
+        "grade one submission and print the result as JSON",
+        "NOTEBOOK",
+        """\
+Grade one submission, named <student>/<psN>/<psN>.ipynb, as `vaecourse grade` does, and print the result as
+JSON: the piece that a cluster runs many times.""",
+        "vaecourse grade-one submitted/ada/ps1/ps1.ipynb",
+    ),
 }
 
 DEVICE = "cpu, cuda, cuda:1, mps, or auto for the best there is (default: %(default)s)"
@@ -92,9 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 when all is done, 1 if a notebook failed, 2 if the input cannot be used, 3 if a file cannot be
-        read or written, 4 if training diverged, 130 after Ctrl-C and 143 after SIGTERM.  For all but
-        0 the reason is printed to standard error.
+        0 when all is done, 1 if a notebook failed or a task is not right yet, 2 if the input cannot be
+        used, 3 if a file cannot be read or written or there is no sandbox, 4 if training diverged,
+        130 after Ctrl-C and 143 after SIGTERM.  For all but 0 the reason is printed to standard error.
 
     Examples
     --------
@@ -133,8 +174,9 @@ def _status_of(error: Exception) -> int | None:
     if isinstance(error, ValueError | ModuleNotFoundError):
         return 2
     from vaecourse.checkpoints import CheckpointError
+    from vaecourse.coursework.sandbox import SandboxError
 
-    if isinstance(error, CheckpointError | OSError):
+    if isinstance(error, CheckpointError | SandboxError | OSError):
         return 3
     return 4 if isinstance(error, FloatingPointError) else None
 
@@ -160,6 +202,10 @@ def _parser() -> argparse.ArgumentParser:
         ("evaluate", _evaluate, _add_evaluate_options),
         ("run", _run, _add_run_options),
         ("diagnose", _diagnose, _add_diagnose_options),
+        ("release", coursework.run_release, coursework.add_release_options),
+        ("check", coursework.run_check, coursework.add_check_options),
+        ("grade", coursework.run_grade, coursework.add_grade_options),
+        ("grade-one", coursework.run_grade_one, coursework.add_grade_one_options),
     ):
         command = commands.add_parser(
             name,

@@ -209,7 +209,7 @@ def _check_notebook(path: Path, parameters: Mapping[str, Any]) -> int:
     import nbformat
 
     try:
-        notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+        notebook = nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat has a class of its own for each kind of damage
         raise ValueError(f"{path} is not a notebook: {_first_line(str(error))}") from error
     if not parameters:

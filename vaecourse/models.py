@@ -375,7 +375,7 @@ class LinearVAE(VAE):
         Tensor, shape (batch,)
             Nats.
         """
-        log_prob: Tensor = self.marginal().log_prob(x)  # type: ignore[no-untyped-call]
+        log_prob: Tensor = self.marginal().log_prob(x)
         return log_prob
 
     def exact_posterior(self, x: Tensor) -> distributions.MultivariateNormal:

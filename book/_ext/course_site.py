@@ -1,4 +1,4 @@
-"""Sphinx extension of this book: fresh executions, local mathematics."""
+"""Sphinx extension: fresh executions, local mathematics, problem sets."""
 
 import hashlib
 import importlib.metadata
@@ -9,6 +9,8 @@ from typing import Any
 
 from sphinx.application import Sphinx
 from sphinx.config import Config
+
+from vaecourse.coursework.release import release
 
 LIBRARIES = ["matplotlib", "numpy", "scikit-learn", "torch"]
 MATHJAX_PARTS = ["tex-chtml.js", "output/chtml/fonts/woff-v2"]
@@ -84,11 +86,19 @@ def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
             shutil.copy(source / part, target / part)
 
 
+def release_problem_sets(app: Sphinx, exception: Exception | None) -> None:
+    """Put the students' version of every problem set beside the pages."""
+    if exception is None and app.builder.format == "html":
+        source = Path(app.srcdir) / "book" / "coursework" / "source"
+        release(source, Path(app.outdir) / "coursework")
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the hooks."""
     app.connect("config-inited", choose_execution_cache)
     app.connect("html-page-context", drop_broken_scripts, priority=900)
     app.connect("build-finished", copy_mathjax)
+    app.connect("build-finished", release_problem_sets)
     return {
         "version": "1",
         "parallel_read_safe": True,

@@ -14,6 +14,7 @@ import torch
 
 from tests.benchmarks import machine, report
 from tests.benchmarks.checkpoint import checkpoint
+from tests.benchmarks.grading import grading
 from tests.benchmarks.growth import growth
 from tests.benchmarks.imports import imports
 from tests.benchmarks.likelihood import likelihood
@@ -41,6 +42,7 @@ BENCHMARKS = {
     "processes": Benchmark(processes, "two gloo processes against one"),
     "growth": Benchmark(growth, "time and memory against the amount of work"),
     "checkpoint": Benchmark(checkpoint, "a checkpoint against a training step"),
+    "grading": Benchmark(grading, "a submission against its bare cells, and a class of sixty"),
 }
 
 

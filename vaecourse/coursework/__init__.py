@@ -1,0 +1,13 @@
+"""Coursework: problem sets that are released to students, collected, and graded without trusting them.
+
+Where what happens, in the order of the data:
+
+* ``release``: instructor notebooks become student notebooks, without the solutions.
+* ``collector``: reads what was handed in, as data; nothing of it runs here.
+* ``runner``: the one file that runs beside student code, inside the sandbox; it answers calls.
+* ``sandbox``: runs the runner with no network, no files, and limits on everything.
+* ``oracle``: what a task asks, which inputs are drawn, and whether the answers are right.
+* ``ps1`` to ``ps5``: the tasks themselves, with their reference answers.
+* ``grading``: one submission, or a pile of them.
+* ``report`` and ``gradebook``: grades.csv, feedback pages, nbgrader's gradebook.
+"""

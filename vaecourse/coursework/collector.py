@@ -1,0 +1,234 @@
+"""Reads what was handed in: regular files of bounded size, as data; nothing of it runs here.
+
+Expected is nbgrader's layout, ``SUBMITTED/<student>/<psN>/<psN>.ipynb``.  A zip archive with the
+notebook in it, as learning platforms hand out, is read without unpacking it.
+"""
+
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import stat
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MAX_FILE = 20_000_000  # bytes, before outputs are dropped
+MAX_SOURCE = 1_000_000  # characters, of all cells together
+MAX_CELLS = 500
+MAX_FILES = 100
+ASSIGNMENT = re.compile(r"ps[1-9][0-9]?")
+STUDENT = re.compile(r"\w[\w.@+-]{0,99}")
+
+
+class UnreadableError(ValueError):
+    """A submission that cannot be graded; the message is for the student."""
+
+
+class Cell(NamedTuple):
+    """What is kept of a cell: no outputs, no attachments, of the metadata only nbgrader's two facts."""
+
+    cell_type: str
+    source: str
+    grade_id: str | None
+    is_locked: bool
+
+
+class Submission(NamedTuple):
+    """A student's notebook, read or not.
+
+    `problem` is empty, or the reason why there are no cells; `remark` is what else the student and
+    the instructor should know.
+    """
+
+    student: str
+    assignment: str
+    cells: tuple[Cell, ...]
+    digest: str
+    problem: str = ""
+    remark: str = ""
+
+
+def submission_folders(submitted: Path) -> Iterator[tuple[str, str]]:
+    """Yield student and assignment of every submission below a folder, in order.
+
+    Folders whose names cannot be a student's or an assignment's are left out; see `left_out`.
+    """
+    for student in _folders(submitted):
+        if STUDENT.fullmatch(student):
+            for entry in sorted(os.scandir(submitted / student), key=lambda entry: entry.name):
+                # a link is taken for a submission, so that the student hears that it cannot be read
+                is_folder = entry.is_dir(follow_symlinks=False) or entry.is_symlink()
+                if is_folder and ASSIGNMENT.fullmatch(entry.name):
+                    yield student, entry.name
+
+
+def left_out(submitted: Path) -> list[str]:
+    """Return the names below a folder that are no submissions, with links marked as such."""
+    found = []
+    for entry in sorted(os.scandir(submitted), key=lambda entry: entry.name):
+        if not entry.is_dir(follow_symlinks=False) or not STUDENT.fullmatch(entry.name):
+            found.append(entry.name)
+            continue
+        inner = sorted(os.scandir(entry.path), key=lambda entry: entry.name)
+        found += [
+            f"{entry.name}/{item.name}"
+            for item in inner
+            if not (item.is_dir(follow_symlinks=False) or item.is_symlink())
+            or not ASSIGNMENT.fullmatch(item.name)
+        ]
+    return [repr(name)[1:-1] for name in found]
+
+
+def _folders(path: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False))
+
+
+def read_submission(submitted: Path, student: str, assignment: str) -> Submission:
+    """Return a student's submission; one that cannot be read comes with the reason instead of cells.
+
+    Parameters
+    ----------
+    submitted : pathlib.Path
+        The folder of all submissions.
+    student, assignment : str
+        Names of the folders below it.
+
+    Returns
+    -------
+    Submission
+        Sources without outputs.  Nothing that a student hands in makes this function raise.
+    """
+    content, remark = b"", ""
+    try:
+        content, remark = _content(submitted, student, assignment)
+        cells = tuple(read_cells(content))
+    except UnreadableError as error:
+        digest = hashlib.sha256(content or str(error).encode()).hexdigest()
+        return Submission(student, assignment, (), digest, problem=str(error))
+    return Submission(student, assignment, cells, hashlib.sha256(content).hexdigest(), remark=remark)
+
+
+def _content(submitted: Path, student: str, assignment: str) -> tuple[bytes, str]:
+    """Return the bytes of the notebook, and a remark where it was not quite where it should be."""
+    folder = os.open(submitted, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for name in (student, assignment):
+            inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        names = sorted(entry.name for entry in os.scandir(folder))
+        wanted = f"{assignment}.ipynb"
+        if len(names) > MAX_FILES:
+            raise UnreadableError(f"there are more than {MAX_FILES} files beside the notebook")
+        if wanted in names:
+            return _read_regular(folder, wanted), ""
+        for ending in (".ipynb", ".zip"):
+            if len(found := [name for name in names if name.lower().endswith(ending)]) == 1:
+                content = _read_regular(folder, found[0])
+                content = content if ending == ".ipynb" else _from_zip(content, wanted)
+                return content, f"handed in as {_printable(found[0])} instead of {wanted}"
+        seen = ", ".join(_printable(name) for name in names[:5]) or "nothing"
+        raise UnreadableError(f"there is no {wanted} in the folder, but {seen}")
+    except OSError as error:
+        raise UnreadableError(f"it cannot be read: {os.strerror(error.errno or 0)}") from error
+    finally:
+        os.close(folder)
+
+
+def _read_regular(folder: int, name: str) -> bytes:
+    """Return the bytes of a regular file, without following a link or waiting for a pipe."""
+    try:
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    except OSError as error:
+        kind = "a link" if error.errno == errno.ELOOP else os.strerror(error.errno or 0)
+        raise UnreadableError(f"{_printable(name)} is not a file that can be read: {kind}") from error
+    with os.fdopen(file, "rb") as opened:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise UnreadableError(f"{_printable(name)} is not a regular file")
+        content = opened.read(MAX_FILE + 1)
+    if len(content) > MAX_FILE:
+        raise UnreadableError(f"{_printable(name)} has more than {MAX_FILE // 10**6} MB: clear its outputs")
+    return content
+
+
+def _from_zip(content: bytes, wanted: str) -> bytes:
+    """Return the notebook of this name in an archive, wherever in it; nothing is written to disk."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            found = [item for item in archive.infolist() if item.filename.rpartition("/")[2] == wanted]
+            if len(found) != 1:
+                raise UnreadableError(f"the archive holds {len(found)} files named {wanted}")
+            with archive.open(found[0]) as opened:  # its stated size may be a lie, so we count
+                notebook = opened.read(MAX_FILE + 1)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
+        if isinstance(error, UnreadableError):
+            raise
+        raise UnreadableError("the archive cannot be read") from error
+    if len(notebook) > MAX_FILE:
+        raise UnreadableError(f"{wanted} has more than {MAX_FILE // 10**6} MB when unpacked")
+    return notebook
+
+
+def read_cells(content: bytes) -> Iterator[Cell]:
+    """Yield the cells of a notebook.
+
+    Parameters
+    ----------
+    content : bytes
+        The file.
+
+    Yields
+    ------
+    Cell
+        Type, source and nbgrader's name of each.
+
+    Raises
+    ------
+    UnreadableError
+        If it is not a notebook of the fourth format.
+    """
+    try:
+        notebook = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UnreadableError("it is not a notebook: not JSON") from error
+    cells = notebook.get("cells") if isinstance(notebook, dict) else None
+    if not isinstance(cells, list) or notebook.get("nbformat") != 4:
+        raise UnreadableError("it is not a notebook of format 4: open it in Jupyter and save it again")
+    if len(cells) > MAX_CELLS:
+        raise UnreadableError(f"it has {len(cells)} cells, more than {MAX_CELLS}")
+    total = 0
+    for cell in cells:
+        source = _source(cell)
+        total += len(source)
+        if total > MAX_SOURCE:
+            raise UnreadableError(f"its cells hold more than {MAX_SOURCE} characters")
+        grade_id, is_locked = _nbgrader(cell)
+        yield Cell(str(cell.get("cell_type")), source, grade_id, is_locked)
+
+
+def _source(cell: Any) -> str:
+    source = cell.get("source") if isinstance(cell, dict) else None
+    if isinstance(source, list) and all(isinstance(line, str) for line in source):
+        source = "".join(source)
+    if not isinstance(source, str):
+        raise UnreadableError("one of its cells has no source")
+    # half of a surrogate pair is valid JSON, but no text that can be written anywhere
+    return source.encode("utf-8", "replace").decode("utf-8")
+
+
+def _nbgrader(cell: dict[str, Any]) -> tuple[str | None, bool]:
+    metadata = cell.get("metadata")
+    entry = metadata.get("nbgrader") if isinstance(metadata, dict) else None
+    if not isinstance(entry, dict):
+        return None, False
+    grade_id = entry.get("grade_id")
+    is_locked = entry.get("locked") is True and entry.get("solution") is not True
+    return (grade_id if isinstance(grade_id, str) else None), is_locked
+
+
+def _printable(name: str) -> str:
+    return repr(name[:80])[1:-1]

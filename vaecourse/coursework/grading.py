@@ -1,0 +1,335 @@
+"""Grades one submission, or a pile of them in parallel: collector, sandbox, oracle, and what is kept.
+
+The steps for one submission: its code cells go into a box with calls whose inputs were drawn
+from a fresh seed; answers are judged outside.  Where a task brings the box down (by memory, say),
+it loses its points and the box is started again with the rest.
+"""
+
+import contextlib
+import json
+import secrets
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
+
+from vaecourse.coursework import ps1, ps2, ps3, ps4, ps5, runner  # noqa: F401  (the sets register their tasks)
+from vaecourse.coursework.collector import Cell, Submission
+from vaecourse.coursework.oracle import SETUP, TASKS, Check, Draw, Mark, Task, verdict_of
+from vaecourse.coursework.sandbox import Limits, Outcome, run
+
+PROBLEMS = {
+    "timeout": "timeout: it ran out of time",
+    "memory": "memory: it used more than {memory} MB",
+    "output": "output: it printed more than {output} MB",
+    "result": "malformed: it answered with more than {result} MB",
+    "stopped": "stopped: grading was stopped",
+    "ended": "error: the process ended before it could answer",
+}
+
+
+class Grades(NamedTuple):
+    """The marks of one submission, and what else is worth knowing about it."""
+
+    student: str
+    assignment: str
+    marks: tuple[Mark, ...]
+    digest: str
+    seed: int
+    failed_cells: tuple[str, ...]
+    remark: str
+    seconds: float
+
+    @property
+    def score(self) -> float:
+        """Points in all."""
+        return sum(mark.score for mark in self.marks)
+
+    @property
+    def max_score(self) -> float:
+        """Points possible."""
+        return sum(mark.max_score for mark in self.marks)
+
+
+def tasks_of(assignment: str) -> list[Task]:
+    """Return the coded tasks of a problem set in their order; none where there is no such set."""
+    return [task for task in TASKS.values() if task.assignment == assignment]
+
+
+def student_code(cells: Sequence[Cell]) -> list[tuple[str, str]]:
+    """Return name and source of the code that is run: every code cell but the locked ones, which are ours."""
+    named = [(cell.grade_id or f"cell {number}", cell) for number, cell in enumerate(cells, 1)]
+    return [(name, cell.source) for name, cell in named if cell.cell_type == "code" and not cell.is_locked]
+
+
+def grade_submission(
+    submission: Submission,
+    *,
+    seed: int | None = None,
+    limits: Limits | None = None,
+    slot: int = 0,
+    trusted: bool = False,
+    stop: threading.Event | None = None,
+) -> Grades:
+    """Return the marks of a submission.
+
+    Parameters
+    ----------
+    submission : Submission
+        What the collector has read.
+    seed : int, optional
+        Of the inputs; drawn anew if left out, and part of the result, so that it can be repeated.
+    limits : Limits, optional
+        What it may use; the default limits if left out.
+    slot : int, default 0
+        Number of the box among those that run at the same moment.
+    trusted : bool, default False
+        Run without a sandbox.
+    stop : threading.Event, optional
+        Ends the run when it is set; the grades are then worth nothing.
+
+    Returns
+    -------
+    Grades
+        A mark for every task of the problem set.  Nothing that a student hands in makes this function
+        raise.
+    """
+    seed = secrets.randbits(48) if seed is None else seed
+    tasks = tasks_of(submission.assignment)
+    verdicts = dict.fromkeys([task.name for task in tasks], f"malformed: {submission.problem}")
+    failed: tuple[str, ...] = ()
+    seconds = 0.0
+    if not submission.problem:
+        checks = {task.name: list(task.checks(Draw(seed + n))) for n, task in enumerate(tasks)}
+        code = student_code(submission.cells)
+        session = _Session(code, limits or Limits(), slot, trusted, stop)
+        verdicts = session.verdicts(checks)
+        failed, seconds = tuple(session.failed_cells), session.seconds
+    marks = tuple(_mark(task, verdicts[task.name]) for task in tasks)
+    return Grades(
+        submission.student,
+        submission.assignment,
+        marks,
+        submission.digest,
+        seed,
+        failed,
+        submission.remark,
+        seconds,
+    )
+
+
+class _Session:
+    """The runs of one submission."""
+
+    def __init__(
+        self,
+        code: Sequence[tuple[str, str]],
+        limits: Limits,
+        slot: int,
+        trusted: bool,
+        stop: threading.Event | None,
+    ) -> None:
+        self.code, self.limits, self.slot, self.trusted, self.stop = code, limits, slot, trusted, stop
+        self.failed_cells: list[str] = []
+        self.seconds = 0.0
+
+    def verdicts(self, checks: dict[str, list[Check]]) -> dict[str, str]:
+        """Return the verdict on each task; a task that ends a run is left out of the next."""
+        found: dict[str, str] = {}
+        waiting = list(checks)
+        while waiting:
+            outcome, calls = self._run([(name, check) for name in waiting for check in checks[name]])
+            replies, problems, is_sound = read_result(outcome.result, bool(outcome.problem))
+            if not is_sound:
+                return {
+                    **found,
+                    **dict.fromkeys(waiting, "malformed: the result is not what the runner writes"),
+                }
+            for name in list(waiting):
+                mine = [(index, check) for index, (owner, check) in enumerate(calls) if owner == name]
+                complete = all(index in replies for index, _ in mine)
+                problem = next(
+                    (problems[c.group or name] for _, c in mine if (c.group or name) in problems), ""
+                )
+                if complete:
+                    found[name] = verdict_of([(check, replies[index]) for index, check in mine])
+                elif problem:
+                    found[name] = self._verdict(problem)
+                else:
+                    break  # the run ended here
+                waiting.remove(name)
+            if not waiting:
+                break
+            verdict = self._verdict(outcome.problem or "ended")
+            if outcome.problem in ("", "ended", "memory", "output", "result") and self.has_begun:
+                found[waiting.pop(0)] = verdict
+            else:
+                found |= dict.fromkeys(waiting, verdict)
+                break
+        return found
+
+    def _run(self, owned: list[tuple[str, Check]]) -> tuple[Outcome, list[tuple[str, Check]]]:
+        limits = replace(self.limits, wall=max(1.0, self.limits.wall - self.seconds))
+        cells = [("setup", SETUP), *self.code]
+        lines: list[dict[str, Any]] = [{"cells": cells, "limits": asdict(limits)}]
+        lines += [
+            {"id": index, "group": check.group or owner, **check.call}
+            for index, (owner, check) in enumerate(owned)
+        ]
+        job = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        outcome = run(job, limits=limits, slot=self.slot, trusted=self.trusted, stop=self.stop)
+        self.seconds += outcome.seconds
+        self._note_cells(outcome.result)
+        return outcome, owned
+
+    def _note_cells(self, result: bytes) -> None:
+        """Keep what the first line says about cells that failed; it also shows that calls have begun."""
+        first = read_line(result.partition(b"\n")[0]) or {}
+        cells = first.get("failed_cells")
+        self.has_begun = isinstance(cells, list)
+        if isinstance(cells, list):
+            named = [cell for cell in cells if isinstance(cell, dict)]
+            self.failed_cells = [f"{cell.get('cell')}: {cell.get('error')}"[:400] for cell in named[:20]]
+
+    def _verdict(self, problem: str) -> str:
+        sizes = {name: int(value) // 10**6 for name, value in asdict(self.limits).items()}
+        return PROBLEMS[problem].format(**sizes)
+
+
+def read_line(line: bytes) -> dict[str, Any] | None:
+    """Return a line of the result, or nothing if it is not a JSON object."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def read_result(result: bytes, is_cut: bool) -> tuple[dict[int, dict[str, Any]], dict[str, str], bool]:
+    """Take a result apart: replies by number, problems by group, and whether every line was sound.
+
+    A run that was cut off may end in the middle of a line.
+    """
+    lines = result.split(b"\n")
+    if is_cut:
+        lines.pop()
+    replies: dict[int, dict[str, Any]] = {}
+    problems: dict[str, str] = {}
+    for line in filter(None, lines):
+        told = read_line(line)
+        if told is None:
+            return {}, {}, False
+        if isinstance(number := told.get("id"), int):
+            replies.setdefault(number, told)
+        elif isinstance(group := told.get("group"), str) and told.get("problem") in ("timeout", "ended"):
+            problems[group] = told["problem"]
+    return replies, problems, True
+
+
+# ---- on a student's own machine ----
+
+
+def check_cells(cells: Sequence[Cell], tasks: Sequence[Task], *, seed: int = 0) -> list[Mark]:
+    """Return the marks that cells would get, computed in this process, without any protection.
+
+    Parameters
+    ----------
+    cells : sequence of Cell
+        Of a notebook whose author runs this.
+    tasks : sequence of Task
+        What is asked.
+    seed : int, default 0
+        Of the inputs; graders draw others.
+
+    Returns
+    -------
+    list of Mark
+        One for each task.
+    """
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for name, source in [("setup", SETUP), *student_code(cells)]:
+            with contextlib.suppress(Exception):  # an unfinished cell: its task says so below
+                runner.run_cell(source, name, namespace)
+        return [_mark(task, _verdict_here(task, namespace, seed + n)) for n, task in enumerate(tasks)]
+
+
+def _verdict_here(task: Task, namespace: dict[str, Any], seed: int) -> str:
+    checks = list(task.checks(Draw(seed)))
+    groups: dict[str, list[tuple[int, Check]]] = {}
+    for index, check in enumerate(checks):
+        groups.setdefault(check.group, []).append((index, check))
+    replies: dict[int, dict[str, Any]] = {}
+    for group in groups.values():
+        for told in runner.answers([{"id": index, **check.call} for index, check in group], namespace):
+            replies[told["id"]] = json.loads(json.dumps(told))
+    return verdict_of([(check, replies[index]) for index, check in enumerate(checks)])
+
+
+def _mark(task: Task, verdict: str) -> Mark:
+    return Mark(task.name, task.points if verdict == "ok" else 0.0, task.points, verdict)
+
+
+# ---- a pile ----
+
+
+class Slots:
+    """Numbers for boxes that run at the same moment."""
+
+    def __init__(self, count: int) -> None:
+        self.free, self.lock = list(range(count)), threading.Lock()
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[int]:
+        """Lend a number."""
+        with self.lock:
+            slot = self.free.pop()
+        try:
+            yield slot
+        finally:
+            with self.lock:
+                self.free.append(slot)
+
+
+def grade_all(
+    submissions: Sequence[Submission],
+    *,
+    jobs: int,
+    limits: Limits | None = None,
+    trusted: bool = False,
+) -> Iterator[Grades]:
+    """Yield grades in the order in which they are ready.
+
+    Parameters
+    ----------
+    submissions : sequence of Submission
+        What the collector has read.
+    jobs : int
+        How many boxes run at a time.
+    limits : Limits, optional
+        What each may use.
+    trusted : bool, default False
+        Run without a sandbox.
+
+    Yields
+    ------
+    Grades
+        Of one submission.
+    """
+    slots, stop = Slots(jobs), threading.Event()
+
+    def grade(submission: Submission) -> Grades:
+        with slots.one() as slot:
+            return grade_submission(submission, limits=limits, slot=slot, trusted=trusted, stop=stop)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = [pool.submit(grade, submission) for submission in submissions]
+        try:
+            for done in as_completed(waiting):
+                yield done.result()
+        finally:
+            stop.set()
+            for future in waiting:
+                future.cancel()
