@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help book test nightly bench serve notebooks format constraints clean
+.PHONY: help book test nightly bench serve notebooks coursework format constraints clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -27,6 +27,9 @@ serve: book  ## build the site and serve it on this machine
 
 notebooks: $(VENV)/.test  ## bring notebooks to normal form and refresh the outputs that nbval compares
 	$(BIN)/python -m tests.notebook_rules --fix --execute book/*.ipynb
+
+coursework: $(VENV)/.book  ## write the student notebooks of the problem sets
+	$(BIN)/vaecourse release
 
 format: $(VENV)/.test  ## format and lint, notebooks too
 	$(BIN)/ruff format .

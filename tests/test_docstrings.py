@@ -20,8 +20,9 @@ BOOK = Path(__file__).parents[1] / "book"
 
 
 def public_modules() -> list[ModuleType]:
+    # coursework is used through its commands, and documented on the page for instructors
     names = [module.name for module in pkgutil.walk_packages(vaecourse.__path__, "vaecourse.")]
-    return [importlib.import_module(name) for name in names if not re.search(r"\._", name)]
+    return [importlib.import_module(name) for name in names if not re.search(r"\._|\.coursework", name)]
 
 
 def public_objects() -> dict[str, object]:
