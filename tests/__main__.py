@@ -57,7 +57,9 @@ STAGES = [
         [SITE, *([[*PYTEST, SITE_TEST]] if (ROOT / SITE_TEST).exists() else [])],
         stale=("_build/html", "_build/.doctrees"),
     ),
-    Stage("notebooks", [[*PYTEST, *NBVAL, *files("book/*.ipynb"), *files("book/coursework/source/*/*.ipynb")]]),
+    Stage(
+        "notebooks", [[*PYTEST, *NBVAL, *files("book/*.ipynb"), *files("book/coursework/source/*/*.ipynb")]]
+    ),
     Stage("papermill", [[*PYTEST, PAPERMILL_TEST]]),
 ]
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from vaecourse.coursework.release import student_version
+
 SITE = Path(__file__).parents[1] / "_build" / "html"
 PAGES = sorted(page.relative_to(SITE).as_posix() for page in SITE.glob("book/*.html"))
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -63,6 +65,30 @@ def test_chapter_figures_are_numbered_figures():
     images = [a for tag, a in chapter if tag == "img" and "_images/" in (a["src"] or "")]
     figures = [a for tag, a in chapter if tag == "figure"]
     assert len(images) == len(figures) > 0
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_problem_sets_are_offered_as_students_get_them(number):
+    links = [attributes for tag, attributes in Elements("book/problem_sets.html").found if tag == "a"]
+    (link,) = [
+        link
+        for link in links
+        if (link.get("href") or "").endswith(f"/ps{number}.ipynb") and "download" in link
+    ]
+    offered = (SITE / "book" / (link["href"] or "")).resolve()
+    source = SITE.parents[1] / f"book/coursework/source/ps{number}/ps{number}.ipynb"
+    assert offered.read_text("utf-8") == student_version(source)
+    on_colab = f"/gh-pages/{offered.relative_to(SITE.resolve()).as_posix()}"  # the branch holds the site
+    assert [link for link in links if (link.get("href") or "").endswith(on_colab)]
+
+
+def test_no_solution_is_published_with_the_site():
+    """The chapters' exercises have theirs on the page; those of the problem sets stay in the repository."""
+    published = [path for path in SITE.rglob("*") if path.suffix in {".ipynb", ".html", ".txt", ".js"}]
+    assert len(published) > 20
+    assert [path for path in published if "### BEGIN SOLUTION" in path.read_text("utf-8")] == [
+        SITE / "book/instructors.html"  # explains the marker
+    ]
 
 
 @pytest.fixture(scope="module")

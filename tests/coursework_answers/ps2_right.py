@@ -1,5 +1,4 @@
 # Right answers to problem set 2, each written differently: every one must earn full marks.
-# ruff: noqa: N803, N806
 import math
 
 import torch

@@ -1,10 +1,9 @@
 # Wrong answers to problem set 2, from mistakes that are made: every one must lose its task's points.
-# ruff: noqa: N803, N806, F401
 import math
 
 import torch
 import torch.nn.functional as F
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import Normal, kl_divergence
 
 
 # %% kl_standard_normal: log scale is taken for a log variance

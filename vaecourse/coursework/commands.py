@@ -100,7 +100,7 @@ def run_grade(options: argparse.Namespace, words: list[str]) -> int:
         again=options.again,
     )
     print(table(pile))
-    print(f"\n{len(pile.grades)} submissions, {pile.num_new} graded now; written to {options.out}")
+    print(f"\n{len(pile.grades)} submissions, {pile.num_new} of them graded now; written to {options.out}")
     for name in pile.left_out:
         print(f"left out, because it is not <student>/<psN>: {name}")
     return 0
