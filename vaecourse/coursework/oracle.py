@@ -214,10 +214,15 @@ def compare(
         place = ~found.isfinite()
         return f"{what}got {float(found[place][0])} where {float(expected[place][0]):.6g} is expected"
     worst = int((found - expected).abs().mul(off).flatten().argmax())
-    numbers = (
-        f"got {float(found.flatten()[worst]):.6g} where {float(expected.flatten()[worst]):.6g} is expected"
-    )
+    numbers = _got(float(found.flatten()[worst]), float(expected.flatten()[worst]))
     return f"{what}{numbers}" + (f" ({int(off.sum())} of {off.numel()} numbers are off)" if off.dim() else "")
+
+
+def _got(found: float, expected: float) -> str:
+    if f"{found:.6g}" != f"{expected:.6g}":
+        return f"got {found:.6g} where {expected:.6g} is expected"
+    advice = "the first digits are right: was it computed in float32, rounded, or searched for?"
+    return f"got {found:.12g} where {expected:.12g} is expected; {advice}"
 
 
 def judge_value(
@@ -335,15 +340,20 @@ def verdict_of(answers: Sequence[tuple[Check, dict[str, Any]]]) -> str:
             if check.may_fail:
                 continue
             return f"error: {_clean(reply['error'])}"
-        if isinstance(changed := reply.get("changed"), list) and changed:
-            return f"wrong: it changed its argument number {_clean(int(changed[0]) + 1)} in place"
         try:
-            problem = check.judge(Answer(reply))
+            problem = _changed(reply) or check.judge(Answer(reply))
         except (MalformedError, TypeError, ValueError) as error:
             return f"malformed: {_clean(error)}"
         if problem:
             return f"wrong: {problem}"
     return "ok"
+
+
+def _changed(reply: dict[str, Any]) -> str | None:
+    changed = reply.get("changed")
+    if isinstance(changed, list) and changed and isinstance(changed[0], int):
+        return f"it changed its argument number {changed[0] + 1} in place"
+    return None
 
 
 def _clean(text: Any) -> str:

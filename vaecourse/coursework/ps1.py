@@ -31,6 +31,10 @@ def normal_log_density(draw: Draw) -> Iterator[Check]:
     yield check(draw.normal(1), draw.normal(4, 1), draw.uniform(0.3, 3.0, 3), "here y has the smallest shape")
     yield check(draw.normal(), draw.normal(), draw.uniform(0.3, 3.0), "here all three have no dimensions")
     yield check(draw.normal(4, loc=1000.0), draw.normal(4), draw.number(0.5, 2.0), "here y is far from loc")
+    scale = draw.number(0.05, 0.3)
+    distance = scale * math.sqrt(-2 * (math.log(scale) + HALF_LOG_2PI))
+    near = draw.normal(4)
+    yield check(near + distance * draw.uniform(0.99, 1.01, 4), near, scale, "here the density is nearly 1")
     tiny = 10 ** draw.number(-6.0, -5.0)
     near = draw.normal(4)
     yield check(near + tiny * draw.normal(4), near, tiny, "here the scale is about 1e-6")
@@ -53,6 +57,10 @@ def regression_nll(draw: Draw) -> Iterator[Check]:
     yield check(draw.normal(4, loc=500.0), draw.normal(4), 0.5, "here y is far from loc")
     loc = draw.normal(5)
     yield check(loc + 1e-5 * draw.normal(5), loc, 1e-5, "here the scale is 1e-5")
+    scale = draw.number(0.05, 0.3)
+    distance = scale * math.sqrt(-2 * (math.log(scale) + HALF_LOG_2PI))
+    loc = draw.normal(6)
+    yield check(loc + distance * draw.uniform(0.999, 1.001, 6), loc, scale, "here the sum is nearly zero")
 
 
 @task("ps1", points=2)
@@ -78,7 +86,7 @@ def best_scale(draw: Draw) -> Iterator[Check]:
 @task("ps1", points=2)
 def learning_rate_for_sse(draw: Draw) -> Iterator[Check]:
     """The rate over twice the variance."""
-    for low, high in ((0.05, 0.3), (0.4, 0.9), (1.5, 3.0), (10.0, 50.0)):
+    for low, high in ((0.05, 0.3), (0.4, 0.9), (1.5, 3.0), (10.0, 50.0), (1e-25, 1e-24)):
         rate, scale = draw.number(1e-3, 1.0), draw.number(low, high)
         hint = f"here learning_rate is {rate:.4g} and scale is {scale:.4g}"
         yield value_check("learning_rate_for_sse", [rate, scale], rate / (2 * scale**2), hint=hint)
@@ -87,7 +95,7 @@ def learning_rate_for_sse(draw: Draw) -> Iterator[Check]:
 @task("ps1", points=2)
 def ridge_penalty(draw: Draw) -> Iterator[Check]:
     """Ratio of the variances."""
-    for low, high in ((0.05, 0.3), (0.4, 0.9), (1.5, 3.0), (10.0, 50.0)):
+    for low, high in ((0.05, 0.3), (0.4, 0.9), (1.5, 3.0), (10.0, 50.0), (1e24, 1e25)):
         noise, prior = draw.number(low, high), draw.number(0.2, 5.0)
         hint = f"here noise_scale is {noise:.4g} and prior_scale is {prior:.4g}"
         yield value_check("ridge_penalty", [noise, prior], noise**2 / prior**2, hint=hint)

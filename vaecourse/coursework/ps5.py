@@ -29,7 +29,7 @@ EXACT = (0.0, 0.0)
 # ---- train_step ----
 
 
-@task("ps5", points=4)
+@task("ps5", points=3)
 def train_step(draw: Draw) -> Iterator[Check]:
     """Two steps on the CPU beside ours, one on the meta device, which has no numbers to wait for."""
     for number, momentum in enumerate((0.0, 0.9)):
@@ -102,7 +102,7 @@ def _judge_loss(answer: Answer, device: str) -> str | None:
 # ---- epoch_indices ----
 
 
-@task("ps5", points=4)
+@task("ps5", points=2)
 def epoch_indices(draw: Draw) -> Iterator[Check]:
     """Shape, device, no repetition, no preference, no noise but the generator's, no loop over examples."""
     for number, (examples, batch) in enumerate(((103, 10), (64, 64), (50, 1))):
@@ -121,7 +121,10 @@ def epoch_indices(draw: Draw) -> Iterator[Check]:
         make = {}
     make = {"generator": fixture("generator", seed=draw.integer(0, 10**6))}
     yield _epoch_call("epoch_indices/lines", 20_000, 100, "cpu", _judge_lines, make, count_lines=True)
-    yield _epoch_call("epoch_indices/meta", 20, 4, "meta", _judge_meta_epoch, make)
+    seed = draw.integer(0, 10**6)
+    unmoved = torch.randn(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    make, judge = {"generator": fixture("generator", seed=seed)}, partial(_judge_meta_epoch, unmoved=unmoved)
+    yield _epoch_call("epoch_indices/meta", 20, 4, "meta", judge, make, tell=["generator"])
 
 
 def _epoch_call(
@@ -174,6 +177,8 @@ def _judge_coverage(answer: Answer, examples: int, batch: int, seen: list[Tensor
             return "in 24 epochs of 7 examples some never came: those left out must change"
         if len({float(epoch[0]) for epoch in seen}) < 2:
             return "each of 24 epochs begins with the same example"
+        if len({float(epoch[1] - epoch[0]) % examples for epoch in seen}) < 2:
+            return "the order is always the old one, begun at another place"
     return None
 
 
@@ -187,17 +192,20 @@ def _judge_lines(answer: Answer) -> str | None:
     return None
 
 
-def _judge_meta_epoch(answer: Answer) -> str | None:
+def _judge_meta_epoch(answer: Answer, unmoved: Tensor) -> str | None:
     if problem := _judge_indices(answer, 20, 4):
         return problem
-    device = answer.describe("device")
-    return None if device == "meta" else f"the indices are on {str(device)[:10]} where {'meta'} is expected"
+    if (device := answer.describe("device")) != "meta":
+        return f"the indices are on {str(device)[:10]} where meta is expected"
+    if answer.numbers("generator")[0].equal(unmoved):
+        return "for a device other than the generator's own, nothing was drawn from the generator"
+    return None
 
 
 # ---- kl_in_float32 ----
 
 
-@task("ps5", points=3)
+@task("ps5", points=2)
 def kl_in_float32(draw: Draw) -> Iterator[Check]:
     """Every dtype, inside autocast and outside, against the same inputs in double precision."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
@@ -240,7 +248,7 @@ def ddp_equivalent_learning_rate(draw: Draw) -> Iterator[Check]:
 # ---- save_state ----
 
 
-@task("ps5", points=4)
+@task("ps5", points=3)
 def save_state(draw: Draw) -> Iterator[Check]:
     """A resumed run beside an unbroken one, in another process, then a save that fails part-way."""
     for number, (name, extra) in enumerate((("adam", {}), ("sgd", {"momentum": 0.9}))):
@@ -254,18 +262,26 @@ def save_state(draw: Draw) -> Iterator[Check]:
         yield other.call("load_state")
         judge = partial(_judge_resumed, unbroken=unbroken, expected=first.reference(7))
         yield other.train(4, judge)
-    before: list[Tensor] = []
+    saved: list[Tensor] = []
     kept: list[bytes | None] = []
-    crash = _State("save_state/crash", draw, partial(fixture, "adam", learning_rate=0.05), width=24)
+    adam = partial(fixture, "adam")
+    crash = _State("save_state/crash", draw, partial(adam, learning_rate=0.05), width=24)
     yield crash.train(2)
     yield crash.call("save_state", files=["state"])
-    yield crash.train(0, partial(_keep, into=before, files=kept))
+    yield crash.train(0, partial(_keep, into=saved, files=kept))
     yield crash.train(2)
     yield crash.call("save_state", file_size_limit=FILE_SIZE_LIMIT, may_fail=True)
     yield crash.train(0, partial(_judge_kept, kept=kept))
-    after = _State("save_state/after", draw, partial(fixture, "adam", learning_rate=0.01), width=24)
+    after = _State("save_state/after", draw, partial(adam, learning_rate=0.01), width=24)
     yield after.call("load_state")
-    yield after.train(0, partial(_judge_resumed, unbroken=before, expected=None))
+    yield after.train(0, partial(_judge_resumed, unbroken=saved, expected=None))
+    later: list[Tensor] = []
+    yield after.train(1)
+    yield after.call("save_state")
+    yield after.train(0, partial(_keep, into=later))
+    last = _State("save_state/last", draw, partial(adam, learning_rate=0.01), width=24)
+    yield last.call("load_state")
+    yield last.train(0, partial(_judge_resumed, unbroken=later, expected=None))
 
 
 class _State:

@@ -206,9 +206,8 @@ def answer(call: dict[str, Any], namespace: dict[str, Any], objects: dict[str, A
     told["value"] = encode(value)
     if wanted:
         told["gradients"] = _gradients(value, [args[position] for position in wanted], call["weights"])
-    told["changed"] = [
-        position for position, (old, new) in enumerate(zip(before, args, strict=True)) if _differs(old, new)
-    ]
+    pairs = enumerate(zip(before, args, strict=True))
+    told["changed"] = [position for position, (old, new) in pairs if _differs(old, new)]
     told["tell"] = {name: _numbers(objects[name]) for name in call.get("tell", [])}
     told["files"] = {name: _content(Path.cwd() / name) for name in call.get("files", [])}
     return told
@@ -416,6 +415,16 @@ def time_is_up(signum: int, frame: object) -> NoReturn:
     raise TimeIsUp("it took too long")
 
 
+def load_optimizers() -> None:
+    """Make an optimizer once, so that what torch then imports is there in every process forked from here."""
+    import torch
+
+    for kind in (torch.optim.SGD, torch.optim.Adam):
+        weight = torch.zeros(1, requires_grad=True)
+        weight.grad = torch.ones(1)
+        kind([weight], lr=0.1).step()
+
+
 def main() -> None:
     """Serve one job."""
     results = os.dup(1)
@@ -428,6 +437,8 @@ def main() -> None:
     namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
     failed = run_cells(job["cells"], job["limits"]["cell"], namespace)
     say(results, {"failed_cells": failed[:50]})
+    if any("optimizer" in call.get("make", {}) for call in calls):
+        load_optimizers()
     groups: dict[str, list[dict[str, Any]]] = {}
     for call in calls:
         groups.setdefault(call["group"], []).append(call)

@@ -38,6 +38,9 @@ MB = 1_000_000
 class SandboxError(RuntimeError):
     """No sandbox can be had here, or it does not hold what it must."""
 
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; nothing was run (--trust-submissions would run it without a sandbox)")
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -145,15 +148,19 @@ def _variables() -> dict[str, str]:
 @contextlib.contextmanager
 def _start(trusted: bool, slot: int, limits: Limits) -> Iterator["subprocess.Popen[bytes]"]:
     """Start the runner, in a box or, if it is trusted, in a folder of its own; end it in any case."""
-    with tempfile.TemporaryDirectory(prefix="vaecourse-") as folder:
+    with contextlib.ExitStack() as stack:
+        folder, variables = "/", None
+        if trusted:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vaecourse-"))
+            variables = {**os.environ, **_variables(), "HOME": folder}
         command = [sys.executable, "-s", str(RUNNER)] if trusted else box_command(slot, limits.scratch)
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            cwd=folder if trusted else "/",
-            env={**os.environ, **_variables(), "HOME": folder} if trusted else None,
+            cwd=folder,
+            env=variables,
             start_new_session=True,
         )
         try:
