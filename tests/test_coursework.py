@@ -77,11 +77,12 @@ def test_inputs_follow_the_seed(task):
 @each_set
 def test_instructor_solution_has_full_marks_and_student_version_none(path):
     tasks = tasks_of(path.stem)
-    solved = check_cells(list(read_cells(path.read_bytes())), tasks)
+    solved, failed = check_cells(list(read_cells(path.read_bytes())), tasks)
+    assert failed == {}
     assert [mark.verdict for mark in solved] == ["ok"] * len(tasks)
-    untouched = check_cells(list(read_cells(student_version(path).encode())), tasks)
+    untouched, _ = check_cells(list(read_cells(student_version(path).encode())), tasks)
     assert {mark.score for mark in untouched} == {0}
-    assert all(mark.verdict.startswith("error: NotImplementedError") for mark in untouched)
+    assert {mark.verdict for mark in untouched} == {"error: not written yet"}
 
 
 @each_set
@@ -222,12 +223,31 @@ def test_release_refuses_what_would_give_a_solution_away(tmp_path):
 def test_a_task_that_fails_leaves_the_others():
     cells = [
         code_cell("def best_scale(y, loc):\n    return (y - loc).square().mean().sqrt()"),
-        code_cell("raise SystemError('no')"),
+        code_cell("raise SystemError('no')", "extra"),
         code_cell("def ridge_penalty(noise_scale, prior_scale):\n    return noise_scale / prior_scale"),
-        code_cell("this is no Python"),
+        code_cell("this is no Python", "regression_nll"),
         code_cell("%matplotlib inline\nlearning_rate_for_sse = lambda rate, scale: rate / (2 * scale**2)"),
     ]
-    verdicts = {mark.task: mark.verdict for mark in check_cells(cells, tasks_of("ps1"))}
+    marks, failed = check_cells(cells, tasks_of("ps1"))
+    verdicts = {mark.task: mark.verdict for mark in marks}
     assert verdicts["best_scale"] == verdicts["learning_rate_for_sse"] == "ok"
     assert verdicts["ridge_penalty"].startswith("wrong: got ")
-    assert verdicts["regression_nll"] == "error: there is no function regression_nll"
+    assert verdicts["normal_log_density"] == "error: there is no function normal_log_density"
+    why = "its cell raised SyntaxError: invalid syntax"
+    assert verdicts["regression_nll"].startswith(f"error: there is no function regression_nll: {why}")
+    assert list(failed) == ["extra", "regression_nll"]
+    assert failed["extra"] == "SystemError: no (line 1 of extra)"
+
+
+def test_digits_that_agree_are_shown_with_the_ones_that_do_not():
+    cell = code_cell("def best_scale(y, loc):\n    return (y - loc).square().mean().sqrt() * (1 + 1e-6)")
+    (mark,), _ = check_cells([cell], [TASKS["best_scale"]])
+    got, wanted = re.match(r"wrong: got ([\d.]+) where ([\d.]+) is expected", mark.verdict).groups()
+    assert got != wanted
+    assert "was it computed in float32" in mark.verdict
+
+
+def test_argument_changed_in_place_is_wrong():
+    cell = code_cell("def best_scale(y, loc):\n    y -= loc\n    return y.square().mean().sqrt()")
+    (mark,), _ = check_cells([cell], [TASKS["best_scale"]])
+    assert mark.verdict == "wrong: it changed its argument number 1 in place"

@@ -45,7 +45,7 @@ def code_cell(source: str, grade_id: str | None = None) -> Cell:
 
 def verdict(answer: Answer, seed: int) -> str:
     """Return the grader's verdict on an answer, in this process."""
-    (mark,) = check_cells([code_cell(answer.source)], [TASKS[answer.task]], seed=seed)
+    ((mark,), _) = check_cells([code_cell(answer.source)], [TASKS[answer.task]], seed=seed)
     return mark.verdict
 
 

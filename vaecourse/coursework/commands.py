@@ -76,10 +76,12 @@ def run_check(options: argparse.Namespace, words: list[str]) -> int:
     tasks = [task for number in range(1, 100) for task in tasks_of(f"ps{number}") if task.name in names]
     if not tasks:
         raise ValueError(f"{options.notebook} has no cell of a problem set: its nbgrader metadata are gone")
-    marks = check_cells(cells, tasks_of(tasks[0].assignment), seed=options.seed)
+    marks, failed = check_cells(cells, tasks_of(tasks[0].assignment), seed=options.seed)
     for mark in marks:
         sign = "ok " if mark.score else "-- "
         print(f"{sign} {mark.task}" + ("" if mark.score else f"\n      {mark.verdict}"))
+    for name, error in failed.items():
+        print(f"a cell raised an error: {name}: {error}")
     score, possible = sum(mark.score for mark in marks), sum(mark.max_score for mark in marks)
     print(f"{score:g} of {possible:g} points for coded tasks; a grader draws other inputs of the same kind")
     return int(score < possible)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from vaecourse.coursework import ps1, ps2, ps3, ps4, ps5, runner  # noqa: F401  (the sets register their tasks)
 from vaecourse.coursework.collector import Cell, Submission
-from vaecourse.coursework.oracle import SETUP, TASKS, Check, Draw, Mark, Task, verdict_of
+from vaecourse.coursework.oracle import SETUP, TASKS, Check, Draw, Mark, Task, clean, verdict_of
 from vaecourse.coursework.sandbox import Limits, Outcome, run
 
 PROBLEMS = {
@@ -105,8 +105,10 @@ def grade_submission(
         checks = {task.name: list(task.checks(Draw(seed + n))) for n, task in enumerate(tasks)}
         code = student_code(submission.cells)
         session = _Session(code, limits or Limits(), slot, trusted, stop)
-        verdicts = session.verdicts(checks)
-        failed, seconds = tuple(session.failed_cells), session.seconds
+        found = session.verdicts(checks)
+        verdicts = {name: _explained(verdict, name, session.failed_cells) for name, verdict in found.items()}
+        failed = tuple(f"{name}: {error}" for name, error in session.failed_cells.items())
+        seconds = session.seconds
     marks = tuple(_mark(task, verdicts[task.name]) for task in tasks)
     return Grades(
         submission.student,
@@ -132,7 +134,7 @@ class _Session:
         stop: threading.Event | None,
     ) -> None:
         self.code, self.limits, self.slot, self.trusted, self.stop = code, limits, slot, trusted, stop
-        self.failed_cells: list[str] = []
+        self.failed_cells: dict[str, str] = {}
         self.seconds = 0.0
 
     def verdicts(self, checks: dict[str, list[Check]]) -> dict[str, str]:
@@ -190,8 +192,8 @@ class _Session:
         cells = first.get("failed_cells")
         self.has_begun = isinstance(cells, list)
         if isinstance(cells, list):
-            named = [cell for cell in cells if isinstance(cell, dict)]
-            self.failed_cells = [f"{cell.get('cell')}: {cell.get('error')}"[:400] for cell in named[:20]]
+            named = [cell for cell in cells[:20] if isinstance(cell, dict)]
+            self.failed_cells = {clean(cell.get("cell")): clean(cell.get("error")) for cell in named}
 
     def _verdict(self, problem: str) -> str:
         sizes = {name: int(value) // 10**6 for name, value in asdict(self.limits).items()}
@@ -231,7 +233,9 @@ def read_result(result: bytes, is_cut: bool) -> tuple[dict[int, dict[str, Any]],
 # ---- on a student's own machine ----
 
 
-def check_cells(cells: Sequence[Cell], tasks: Sequence[Task], *, seed: int = 0) -> list[Mark]:
+def check_cells(
+    cells: Sequence[Cell], tasks: Sequence[Task], *, seed: int = 0
+) -> tuple[list[Mark], dict[str, str]]:
     """Return the marks that cells would get, computed in this process, without any protection.
 
     Parameters
@@ -245,15 +249,21 @@ def check_cells(cells: Sequence[Cell], tasks: Sequence[Task], *, seed: int = 0) 
 
     Returns
     -------
-    list of Mark
+    marks : list of Mark
         One for each task.
+    failed : dict
+        Names of cells that raised an error, and the error.
     """
     namespace: dict[str, Any] = {"__name__": "__main__"}
+    failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for name, source in [("setup", SETUP), *student_code(cells)]:
-            with contextlib.suppress(Exception):  # an unfinished cell: its task says so below
+            try:
                 runner.run_cell(source, name, namespace)
-        return [_mark(task, _verdict_here(task, namespace, seed + n)) for n, task in enumerate(tasks)]
+            except Exception as error:
+                failed[name] = runner.describe(error)
+        verdicts = {task.name: _verdict_here(task, namespace, seed + n) for n, task in enumerate(tasks)}
+    return [_mark(task, _explained(verdicts[task.name], task.name, failed)) for task in tasks], failed
 
 
 def _verdict_here(task: Task, namespace: dict[str, Any], seed: int) -> str:
@@ -266,6 +276,13 @@ def _verdict_here(task: Task, namespace: dict[str, Any], seed: int) -> str:
         for told in runner.answers([{"id": index, **check.call} for index, check in group], namespace):
             replies[told["id"]] = json.loads(json.dumps(told))
     return verdict_of([(check, replies[index]) for index, check in enumerate(checks)])
+
+
+def _explained(verdict: str, task: str, failed: dict[str, str]) -> str:
+    """Say why there is no function, where its cell raised an error."""
+    if verdict.startswith("error: there is no function") and task in failed:
+        return f"{verdict}: its cell raised {failed[task]}"
+    return verdict
 
 
 def _mark(task: Task, verdict: str) -> Mark:

@@ -28,6 +28,8 @@ from typing import NamedTuple
 
 import psutil
 
+from vaecourse.coursework.seccomp import seccomp_filter
+
 RUNNER = Path(__file__).with_name("runner.py")
 PACKAGE = Path(__file__).resolve().parent.parent
 POLL = 0.05
@@ -86,8 +88,11 @@ def environment_folders() -> list[Path]:
     return [path for path in existing if not any(path != p and path.is_relative_to(p) for p in existing)]
 
 
-def box_command(slot: int, scratch: int) -> list[str]:
-    """Return the command that runs the runner in a box; `slot` numbers the boxes of the same moment."""
+def box_command(slot: int, scratch: int, filter_file: int) -> list[str]:
+    """Return the command that runs the runner in a box.
+
+    `slot` numbers the boxes of the same moment; `filter_file` is the descriptor of a system call filter.
+    """
     for tool in ["bwrap", *(["setpriv"] if is_root() else [])]:
         if shutil.which(tool) is None:
             raise SandboxError(f"{tool} is not installed (Debian: apt-get install bubblewrap util-linux)")
@@ -109,11 +114,13 @@ def box_command(slot: int, scratch: int) -> list[str]:
         *("--ro-bind", "/usr", "/usr"),
         *(word for name in ("bin", "sbin", "lib", "lib32", "lib64") for word in _system_folder(name)),
         *("--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--dev", "/dev"),
+        *("--dev-bind", "/dev/null", "/dev/zero"),  # mapped, it would be memory that belongs to no process
         *("--size", str(16 * MB), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),
         *("--size", str(scratch), "--tmpfs", "/tmp", "--dir", "/tmp/work", "--chdir", "/tmp/work"),
         *(word for source, target in binds for word in ("--ro-bind", str(source), str(target))),
         *_hide_package([target for _, target in binds]),
         *(word for name, value in _variables().items() for word in ("--setenv", name, value)),
+        *(("--seccomp", str(filter_file)) if seccomp_filter() else ()),
         *("--remount-ro", "/", "--", sys.executable, "-s", "/runner.py"),
     ]
 
@@ -149,11 +156,16 @@ def _variables() -> dict[str, str]:
 def _start(trusted: bool, slot: int, limits: Limits) -> Iterator["subprocess.Popen[bytes]"]:
     """Start the runner, in a box or, if it is trusted, in a folder of its own; end it in any case."""
     with contextlib.ExitStack() as stack:
-        folder, variables = "/", None
         if trusted:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vaecourse-"))
+            files: list[int] = []
+            command = [sys.executable, "-s", str(RUNNER)]
             variables = {**os.environ, **_variables(), "HOME": folder}
-        command = [sys.executable, "-s", str(RUNNER)] if trusted else box_command(slot, limits.scratch)
+        else:
+            filter_file = stack.enter_context(_pipe_with(seccomp_filter()))
+            command, files = box_command(slot, limits.scratch, filter_file), [filter_file]
+            # not ours: the first process of the box shows what it was started with
+            folder, variables = "/", {"PATH": os.environ.get("PATH", os.defpath)}
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -161,6 +173,7 @@ def _start(trusted: bool, slot: int, limits: Limits) -> Iterator["subprocess.Pop
             stderr=subprocess.PIPE,
             cwd=folder,
             env=variables,
+            pass_fds=files,
             start_new_session=True,
         )
         try:
@@ -170,6 +183,18 @@ def _start(trusted: bool, slot: int, limits: Limits) -> Iterator["subprocess.Pop
             for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None and not pipe.closed:
                     pipe.close()
+
+
+@contextlib.contextmanager
+def _pipe_with(data: bytes) -> Iterator[int]:
+    """Provide a descriptor from which a few bytes can be read."""
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, data)
+        os.close(writing)
+        yield reading
+    finally:
+        os.close(reading)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
@@ -313,7 +338,7 @@ def tree_usage(pid: int, limit: int) -> tuple[int, float]:
 
 
 PROBE = """
-import importlib.util, json, os, socket
+import importlib.util, mmap, os, socket
 from pathlib import Path
 
 def can(action):
@@ -339,11 +364,20 @@ def probe():
         found.append("it cannot write to its scratch folder")
     if {{name for _, name in socket.if_nameindex()}} - {{"lo"}}:
         found.append("it sees a network")
+    if can(lambda: mmap.mmap(-1, 4096)):
+        found.append("it has memory that belongs to no process")
     if len([name for name in os.listdir("/proc") if name.isdigit()]) > 4:
         found.append("it sees processes of this machine")
     if os.getuid() == 0:
         found.append("it runs as root")
-    if set(os.environ) & {secrets!r}:
+    seen = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            variables = Path("/proc", pid, "environ").read_bytes().split(bytes(1))
+        except OSError:
+            continue
+        seen |= set(variables)
+    if seen & {secrets!r}:
         found.append("it sees this environment")
     raise SystemExit("found " + ("; ".join(found) or "nothing") + ".")
 """
@@ -358,7 +392,8 @@ def self_test(slot: int = 0) -> None:
         If there is no box, or if it holds back less than it must; the message says what.
     """
     hidden = [str(PACKAGE / "coursework" / "ps1.py"), "/etc/passwd", str(Path.home() / ".profile")]
-    secrets = {"USER", "SHELL", "SSH_AUTH_SOCK", "XDG_RUNTIME_DIR"}
+    ours = {f"{name}={value}".encode() for name, value in os.environ.items() if name not in _variables()}
+    secrets = ours or {b"none"}
     limits = Limits(wall=30.0)
     job = {
         "cells": [["probe", PROBE.format(hidden=hidden, secrets=secrets)]],
