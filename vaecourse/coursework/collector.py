@@ -11,6 +11,7 @@ import json
 import os
 import re
 import stat
+import unicodedata
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,8 @@ MAX_SOURCE = 1_000_000  # characters, of all cells together
 MAX_CELLS = 500
 MAX_FILES = 100
 ASSIGNMENT = re.compile(r"ps[1-9][0-9]?")
-STUDENT = re.compile(r"\w[\w.@+-]{0,99}")
+MAX_NAME = 100
+IN_NAMES = " _.@+-'"  # beside letters, digits, and the marks above letters
 
 
 class UnreadableError(ValueError):
@@ -58,7 +60,7 @@ def submission_folders(submitted: Path) -> Iterator[tuple[str, str]]:
     Folders whose names cannot be a student's or an assignment's are left out; see `left_out`.
     """
     for student in _folders(submitted):
-        if STUDENT.fullmatch(student):
+        if is_student(student):
             for entry in sorted(os.scandir(submitted / student), key=lambda entry: entry.name):
                 # a link is taken for a submission, so that the student hears that it cannot be read
                 is_folder = entry.is_dir(follow_symlinks=False) or entry.is_symlink()
@@ -66,11 +68,30 @@ def submission_folders(submitted: Path) -> Iterator[tuple[str, str]]:
                     yield student, entry.name
 
 
+def is_student(name: str) -> bool:
+    """Whether a folder's name can be a student's: letters, digits, and a few signs that are no mischief.
+
+    Parameters
+    ----------
+    name : str
+        Of a folder.
+
+    Returns
+    -------
+    bool
+        False for names that begin with a sign.
+    """
+    allowed = all(unicodedata.category(c)[0] in "LMN" or c in IN_NAMES for c in name)
+    return (
+        allowed and len(name) <= MAX_NAME and (name[0].isalnum() or name[0] == "_") and name == name.strip()
+    )
+
+
 def left_out(submitted: Path) -> list[str]:
     """Return the names below a folder that are no submissions, with links marked as such."""
     found = []
     for entry in sorted(os.scandir(submitted), key=lambda entry: entry.name):
-        if not entry.is_dir(follow_symlinks=False) or not STUDENT.fullmatch(entry.name):
+        if not entry.is_dir(follow_symlinks=False) or not is_student(entry.name):
             found.append(entry.name)
             continue
         inner = sorted(os.scandir(entry.path), key=lambda entry: entry.name)
@@ -80,7 +101,7 @@ def left_out(submitted: Path) -> list[str]:
             if not (item.is_dir(follow_symlinks=False) or item.is_symlink())
             or not ASSIGNMENT.fullmatch(item.name)
         ]
-    return [repr(name)[1:-1] for name in found]
+    return [repr(name)[1:-1] for name in found if not name.rpartition("/")[2].startswith(".")]
 
 
 def _folders(path: Path) -> list[str]:
@@ -120,7 +141,7 @@ def _content(submitted: Path, student: str, assignment: str) -> tuple[bytes, str
             inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
             os.close(folder)
             folder = inner
-        names = sorted(entry.name for entry in os.scandir(folder))
+        names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
         wanted = f"{assignment}.ipynb"
         if len(names) > MAX_FILES:
             raise UnreadableError(f"there are more than {MAX_FILES} files beside the notebook")
@@ -156,21 +177,31 @@ def _read_regular(folder: int, name: str) -> bytes:
 
 
 def _from_zip(content: bytes, wanted: str) -> bytes:
-    """Return the notebook of this name in an archive, wherever in it; nothing is written to disk."""
+    """Return the notebook in an archive, the one of this name among several; nothing goes to the disk."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            found = [item for item in archive.infolist() if item.filename.rpartition("/")[2] == wanted]
-            if len(found) != 1:
-                raise UnreadableError(f"the archive holds {len(found)} files named {wanted}")
-            with archive.open(found[0]) as opened:  # its stated size may be a lie, so we count
+            found = [item for item in archive.infolist() if _is_notebook(item.filename)]
+            named = [item for item in found if item.filename.rpartition("/")[2] == wanted]
+            if len(chosen := named or found) != 1:
+                raise UnreadableError(f"the archive holds {len(chosen)} notebooks, and one is expected")
+            if chosen[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise UnreadableError(
+                    "the archive is packed in an unusual way"
+                )  # others unpack without a bound
+            with archive.open(chosen[0]) as opened:  # its stated size may be a lie, so we count
                 notebook = opened.read(MAX_FILE + 1)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
-        if isinstance(error, UnreadableError):
-            raise
-        raise UnreadableError("the archive cannot be read") from error
+    except UnreadableError:
+        raise
+    except Exception as error:  # damaged archives raise errors of many kinds
+        raise UnreadableError(f"the archive cannot be read ({type(error).__name__})") from error
     if len(notebook) > MAX_FILE:
         raise UnreadableError(f"{wanted} has more than {MAX_FILE // 10**6} MB when unpacked")
     return notebook
+
+
+def _is_notebook(path: str) -> bool:
+    name = path.rpartition("/")[2]
+    return name.endswith(".ipynb") and not name.startswith(".") and "__MACOSX" not in path
 
 
 def read_cells(content: bytes) -> Iterator[Cell]:

@@ -22,9 +22,29 @@ from vaecourse.coursework.report import WrittenMark, write
 CONFIG = '''\
 """Settings of nbgrader for this folder, which `vaecourse grade` has filled."""
 
+from nbgrader.preprocessors import NbGraderPreprocessor
+
+
+class RefuseAutograde(NbGraderPreprocessor):
+    """nbgrader's own autograder would run student code as you, outside of any sandbox."""
+
+    def preprocess(self, nb, resources):
+        raise RuntimeError("use `vaecourse grade` in place of `nbgrader autograde`")
+
+
 c = get_config()
 c.CourseDirectory.course_id = "vaecourse"
+c.Autograde.sanitize_preprocessors = [RefuseAutograde]
+# grades.csv is written by `vaecourse grade`, with other columns
+c.ExportPlugin.to = "marks.csv"
+# a heading in an answer must not take the name of a box for points
+c.HTMLExporter.exclude_anchor_links = True
 '''
+
+# What a person reads of one cell; formgrader is slow with much longer ones.
+MAX_ANSWER = 20_000
+CUT = "\n\n(cut here: the rest is in the notebook that was handed in)"
+CHANGED = "The answer has changed since it was marked."
 
 
 class CourseFolder:
@@ -81,7 +101,11 @@ class CourseFolder:
         """
         from nbgrader.api import Gradebook
 
+        before = self._read_copy(grades)
         self._write_copy(grades, cells)
+        changed = {
+            name for name, source in self._read_copy(grades).items() if before.get(name, source) != source
+        }
         names = (grades.assignment, grades.assignment, grades.student)
         with _nbgrader(), Gradebook(self.url) as book:
             book.update_or_create_student(grades.student)
@@ -89,12 +113,40 @@ class CourseFolder:
             for mark in grades.marks:
                 grade = book.find_grade(f"test_{mark.task}", *names)
                 grade.auto_score, grade.needs_manual_grade = mark.score, False
-                book.find_comment(mark.task, *names).auto_comment = mark.verdict
+                book.find_comment(mark.task, *names).auto_comment = inert_markdown(mark.verdict)
             written = [
-                self._written(book, cell, names, cells) for cell in self.written_cells(grades.assignment)
+                self._written(book, cell, names, cells, cell.metadata.nbgrader.grade_id in changed)
+                for cell in self.written_cells(grades.assignment)
             ]
             book.db.commit()
         return written
+
+    def final(self, grades: Grades) -> Grades:
+        """Return grades with the points and comments that a person has given to coded tasks.
+
+        Parameters
+        ----------
+        grades : Grades
+            As the grader has found them.
+
+        Returns
+        -------
+        Grades
+            The same where nobody has changed anything.
+        """
+        from nbgrader.api import Gradebook
+
+        names = (grades.assignment, grades.assignment, grades.student)
+        marks = []
+        with _nbgrader(), Gradebook(self.url) as book:
+            for mark in grades.marks:
+                points = book.find_grade(f"test_{mark.task}", *names).manual_score
+                comment = book.find_comment(mark.task, *names).manual_comment
+                if points is not None or comment:
+                    verdict = f"{mark.verdict}; by hand: {comment or 'other points'}"
+                    mark = mark._replace(score=mark.score if points is None else points, verdict=verdict)
+                marks.append(mark)
+        return grades._replace(marks=tuple(marks))
 
     def written_cells(self, assignment: str) -> list[Any]:
         """Return the cells of a problem set that a person marks.
@@ -113,21 +165,43 @@ class CourseFolder:
         return [cell for cell, entry in entries if entry.get("grade") and entry.get("solution")]
 
     def _written(
-        self, book: Any, cell: Any, names: tuple[str, str, str], cells: Sequence[Cell]
+        self, book: Any, cell: Any, names: tuple[str, str, str], cells: Sequence[Cell], is_changed: bool
     ) -> WrittenMark:
         name = cell.metadata.nbgrader.grade_id
         grade, comment = book.find_grade(name, *names), book.find_comment(name, *names)
-        answers = [given.source for given in cells if given.grade_id == name and not given.is_locked]
-        if not answers or answers[-1].strip() in ("", cell.source.strip()):
-            grade.auto_score, grade.needs_manual_grade = 0.0, False
-            comment.auto_comment = "No response."
-        else:
-            grade.auto_score = None
-            grade.needs_manual_grade = grade.manual_score is None
-            comment.auto_comment = None
+        is_empty = answer_to(cells, name) in ("", cell.source.strip()) and not self._has_text_of_its_own(
+            names[0], cells
+        )
+        grade.auto_score = 0.0 if is_empty else None
+        comment.auto_comment = "No response." if is_empty else None
+        if grade.manual_score is None:
+            grade.needs_manual_grade = not is_empty
+        elif is_changed:
+            grade.needs_manual_grade, comment.auto_comment = True, CHANGED
         score = grade.auto_score if grade.manual_score is None else grade.manual_score
         points = float(cell.metadata.nbgrader.points)
         return WrittenMark(name, score, points, comment.manual_comment or comment.auto_comment)
+
+    def _has_text_of_its_own(self, assignment: str, cells: Sequence[Cell]) -> bool:
+        """Whether there is Markdown in cells of the student's own: an answer may stand there."""
+        known = {
+            cell.metadata.get("nbgrader", {}).get("grade_id") for cell in self.released[assignment].cells
+        }
+        own = [cell for cell in cells if cell.cell_type == "markdown" and not cell.is_locked]
+        return any(cell.source.strip() for cell in own if cell.grade_id not in known)
+
+    def _copy_path(self, grades: Grades) -> Path:
+        place = Path("autograded") / grades.student / grades.assignment
+        return self.folder / place / f"{grades.assignment}.ipynb"
+
+    def _read_copy(self, grades: Grades) -> dict[str, str]:
+        """Return the answers in the copy that a person reads, by name; none where there is no copy yet."""
+        import nbformat
+
+        if not (path := self._copy_path(grades)).exists():
+            return {}
+        cells = nbformat.read(path, as_version=4).cells
+        return {cell.metadata.nbgrader.grade_id: cell.source for cell in cells if "nbgrader" in cell.metadata}
 
     def _write_copy(self, grades: Grades, cells: Sequence[Cell]) -> None:
         """Write what a person reads while marking: the released notebook with the student's answers in it.
@@ -138,27 +212,44 @@ class CourseFolder:
         from nbformat.v4 import new_code_cell, new_markdown_cell
 
         notebook = copy.deepcopy(self.released[grades.assignment])
-        given = {cell.grade_id: cell for cell in cells if cell.grade_id and not cell.is_locked}
-        known = set()
+        shown: set[str | None] = set()
         for cell in notebook.cells:
             entry = cell.metadata.get("nbgrader", {})
-            known.add(entry.get("grade_id"))
-            if entry.get("solution") and entry["grade_id"] in given:
-                source = given[entry["grade_id"]].source
-                cell.source = source if cell.cell_type == "code" else inert_markdown(source)
-        for other in cells:
-            if not other.is_locked and other.grade_id not in known and other.source.strip():
-                is_code = other.cell_type == "code"
-                source = other.source if is_code else inert_markdown(other.source)
-                notebook.cells.append(new_code_cell(source) if is_code else new_markdown_cell(source))
+            if entry.get("solution") and (answer := answer_to(cells, entry["grade_id"])):
+                shown.add(entry["grade_id"])
+                cell.source = answer if cell.cell_type == "code" else inert_markdown(answer)
+        added = [c for c in cells if not c.is_locked and c.source.strip() and c.grade_id not in shown]
+        if added:
+            notebook.cells.append(new_markdown_cell("**Cells that the student added:**"))
+        for other in added:
+            is_code = other.cell_type == "code"
+            source = other.source if is_code else inert_markdown(other.source)
+            notebook.cells.append(new_code_cell(source) if is_code else new_markdown_cell(source))
         for number, cell in enumerate(notebook.cells):
             cell.setdefault("id", f"cell-{number}")
-        path = Path("autograded") / grades.student / grades.assignment / f"{grades.assignment}.ipynb"
-        write(self.folder / path, nbformat.writes(notebook) + "\n")
+        write(self._copy_path(grades), nbformat.writes(notebook) + "\n")
+
+
+def answer_to(cells: Sequence[Cell], grade_id: str) -> str:
+    """Return what stands in the student's cells of a name; a cell may have been split.
+
+    Parameters
+    ----------
+    cells : sequence of Cell
+        The submission.
+    grade_id : str
+        nbgrader's name of the cell.
+
+    Returns
+    -------
+    str
+        Without blank ends; empty where there is no such cell.
+    """
+    return "\n\n".join(c.source for c in cells if c.grade_id == grade_id and not c.is_locked).strip()
 
 
 def inert_markdown(source: str) -> str:
-    """Return Markdown in which tags, links and pictures are text; mathematics stays as it is.
+    """Return Markdown in which tags, links, pictures and headings are text; mathematics stays as it is.
 
     Formgrader shows answers in the instructor's browser and lets everything through.  A blank makes
     the difference between a tag or a link and text, and none in mathematics.
@@ -173,8 +264,12 @@ def inert_markdown(source: str) -> str:
     str
         The same for the eye.
     """
+    source = source if len(source) <= MAX_ANSWER else source[:MAX_ANSWER] + CUT
     source = re.sub(r"<(?=[A-Za-z/!?])", "< ", source)
-    return re.sub(r"\](?=[(\[:])", "] ", source)
+    source = re.sub(r"\](?=[(\[:])", "] ", source)
+    source = re.sub(r"(?m)^([\s>*+\-\d.)]*)#", r"\1\\#", source)  # headings have names on the page
+    source = re.sub(r"(?m)^(\s*)(?=(=+|-+)\s*$)", r"\1\\", source)
+    return re.sub(r"(?m)(`{3,}|~{3,})\s*mermaid", r"\1 text", source)
 
 
 @contextlib.contextmanager

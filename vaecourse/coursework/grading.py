@@ -117,9 +117,18 @@ def grade_submission(
         submission.digest,
         seed,
         failed,
-        submission.remark,
+        "; ".join(filter(None, [submission.remark, _other_set(submission)])),
         seconds,
     )
+
+
+def _other_set(submission: Submission) -> str:
+    """Return a remark where the cells are those of another problem set."""
+    names = {cell.grade_id for cell in submission.cells}
+    others = {task.assignment for task in TASKS.values() if task.name in names}
+    if others and submission.assignment not in others:
+        return f"the cells are those of {', '.join(sorted(others))}"
+    return ""
 
 
 class _Session:
@@ -286,7 +295,7 @@ def _explained(verdict: str, task: str, failed: dict[str, str]) -> str:
 
 
 def _mark(task: Task, verdict: str) -> Mark:
-    return Mark(task.name, task.points if verdict == "ok" else 0.0, task.points, verdict)
+    return Mark(task.name, task.points if verdict == "ok" else 0.0, task.points, clean(verdict))
 
 
 # ---- a pile ----

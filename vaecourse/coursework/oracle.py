@@ -361,4 +361,4 @@ def _changed(reply: dict[str, Any]) -> str | None:
 
 def clean(text: Any) -> str:
     """Return foreign text as one printable line of bounded length."""
-    return "".join(character if character.isprintable() else " " for character in str(text)[:300]).strip()
+    return "".join(character if character.isprintable() else " " for character in str(text)[:400]).strip()

@@ -1,6 +1,5 @@
 """Grades a folder of submissions; what is done already is not done again."""
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,8 +14,8 @@ from vaecourse.coursework.release import source_notebooks
 from vaecourse.coursework.report import (
     as_json,
     feedback_page,
-    from_json,
     grades_csv,
+    read_result,
     result_path,
     result_text,
     write,
@@ -89,13 +88,18 @@ def grade_pile(
     waiting = [s for s in submissions if again or kept_grades(out, s) is None]
     for fresh in _with_progress(waiting, jobs or os.cpu_count() or 1, limits, trusted):
         write(result_path(out, fresh.student, fresh.assignment), result_text(as_json(fresh)))
-    done = [kept for s in submissions if (kept := kept_grades(out, s)) is not None]
-    for submission, grades in zip(submissions, done, strict=True):
-        written = course.record(grades, submission.cells)
+    done = []
+    for submission in submissions:
+        found = kept_grades(out, submission)
+        assert found is not None
+        written = course.record(found, submission.cells)
+        done.append(grades := course.final(found))
         page = feedback_page(grades, [source for _, source in student_code(submission.cells)], written)
-        write(out / "feedback" / grades.student / f"{grades.assignment}.html", page)
-    write(out / "grades.csv", grades_csv(done))
-    return Pile(done, len(waiting), left_out(submitted))
+        write(out / "feedback" / grades.student / grades.assignment / f"{grades.assignment}.html", page)
+    everything = [kept[0] for path in out.glob("results/*/*.json") if (kept := read_result(path))]
+    write(out / "grades.csv", grades_csv([course.final(grades) for grades in everything]))
+    unknown = [f"{s}/{a}" for s, a in submission_folders(submitted) if not tasks_of(a)]
+    return Pile(done, len(waiting), sorted([*left_out(submitted), *unknown]))
 
 
 def kept_grades(out: Path, submission: Submission) -> Grades | None:
@@ -113,13 +117,9 @@ def kept_grades(out: Path, submission: Submission) -> Grades | None:
     Grades or None
         None if it has to be graded.
     """
-    path = result_path(out, submission.student, submission.assignment)
-    if not path.is_file():
-        return None
-    told = json.loads(path.read_text("utf-8"))
-    if told["digest"] != submission.digest or told["version"] != __version__:
-        return None
-    return from_json(told)
+    kept = read_result(result_path(out, submission.student, submission.assignment))
+    is_current = kept is not None and kept[0].digest == submission.digest and kept[1] == __version__
+    return kept[0] if kept is not None and is_current else None
 
 
 def _with_progress(

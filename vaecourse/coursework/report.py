@@ -171,3 +171,23 @@ def feedback_page(grades: Grades, sources: Sequence[str] = (), written: Sequence
         written_max=sum(answer.max_score for answer in written),
         is_waiting=any(answer.score is None for answer in written),
     )
+
+
+def read_result(path: Path) -> tuple[Grades, str] | None:
+    """Return the grades that a file keeps, and the version of the package that has found them.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Written by an earlier call.
+
+    Returns
+    -------
+    tuple or None
+        None where there is no file, or what is there is no result: it can be made again.
+    """
+    try:
+        told = json.loads(path.read_text("utf-8"))
+        return from_json(told), told["version"]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
