@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,7 @@ from vaecourse.coursework.grading import grade_submission, tasks_of
 from vaecourse.coursework.oracle import Draw
 from vaecourse.coursework.report import as_json, feedback_page, from_json, grades_csv, result_text
 from vaecourse.coursework.sandbox import FIRST_UID, MB, Limits, Outcome, SandboxError, is_root, self_test
+from vaecourse.coursework.seccomp import MACHINES, seccomp_filter
 
 by_name = {"ids": lambda attack: attack.name}
 
@@ -138,6 +140,16 @@ def test_package_among_the_libraries_is_hidden_too(sandbox, monkeypatch):
         outcome = boxes.run(lines, limits=LIMITS, slot=SLOT)
         told = json.loads(outcome.result.splitlines()[1])
         assert told["value"] == {"kind": "number", "value": is_there}
+
+
+def test_filter_is_made_for_the_kinds_of_machines_that_are_known():
+    assert seccomp_filter("riscv64") == b""
+    for machine in MACHINES:
+        program = seccomp_filter(machine)
+        lines = [struct.unpack_from("=HBBI", program, start) for start in range(0, len(program), 8)]
+        assert [line[0] for line in lines[-2:]] == [6, 6], "it ends by returning"
+        jumps = [place + 1 + jump for place, line in enumerate(lines[:-2]) for jump in line[1:3]]
+        assert max(jumps) == len(lines) - 1, "no jump leaves the program"
 
 
 # ---- limits ----
