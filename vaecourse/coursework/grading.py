@@ -144,56 +144,60 @@ class _Session:
     ) -> None:
         self.code, self.limits, self.slot, self.trusted, self.stop = code, limits, slot, trusted, stop
         self.failed_cells: dict[str, str] = {}
-        self.seconds = 0.0
+        self.seconds, self.has_begun = 0.0, False
 
     def verdicts(self, checks: dict[str, list[Check]]) -> dict[str, str]:
         """Return the verdict on each task; a task that ends a run is left out of the next."""
         found: dict[str, str] = {}
-        waiting = list(checks)
-        while waiting:
-            outcome, calls = self._run([(name, check) for name in waiting for check in checks[name]])
-            replies, problems, is_sound = read_result(outcome.result, bool(outcome.problem))
-            if not is_sound:
-                return {
-                    **found,
-                    **dict.fromkeys(waiting, "malformed: the result is not what the runner writes"),
-                }
-            for name in list(waiting):
-                mine = [(index, check) for index, (owner, check) in enumerate(calls) if owner == name]
-                complete = all(index in replies for index, _ in mine)
-                problem = next(
-                    (problems[c.group or name] for _, c in mine if (c.group or name) in problems), ""
-                )
-                if complete:
-                    found[name] = verdict_of([(check, replies[index]) for index, check in mine])
-                elif problem:
-                    found[name] = self._verdict(problem)
-                else:
-                    break  # the run ended here
-                waiting.remove(name)
-            if not waiting:
-                break
+        while waiting := {name: mine for name, mine in checks.items() if name not in found}:
+            outcome = self._run(waiting)
+            result = read_result(outcome.result, bool(outcome.problem))
+            if result is None:
+                unsound = "malformed: the result is not what the runner writes"
+                return {**found, **dict.fromkeys(waiting, unsound)}
+            found |= self._settled(waiting, *result)
+            left = [name for name in waiting if name not in found]
             verdict = self._verdict(outcome.problem or "ended")
-            if outcome.problem in ("", "ended", "memory", "output", "result") and self.has_begun:
-                found[waiting.pop(0)] = verdict
+            if self.has_begun and outcome.problem not in ("timeout", "stopped"):
+                left = left[:1]  # it ended the run, and the others have another chance
+            found |= dict.fromkeys(left, verdict)
+        return found
+
+    def _settled(
+        self, waiting: dict[str, list[Check]], replies: dict[int, dict[str, Any]], problems: dict[str, str]
+    ) -> dict[str, str]:
+        """Return the verdicts on tasks that have an answer to every call, or a problem of their own.
+
+        The first task without either is the one during which the run ended.
+        """
+        found, start = {}, 0
+        for name, mine in waiting.items():
+            numbers = range(start, start := start + len(mine))
+            problem = next((problems[g] for check in mine if (g := check.group or name) in problems), "")
+            if all(number in replies for number in numbers):
+                answers = [replies[number] for number in numbers]
+                found[name] = verdict_of(list(zip(mine, answers, strict=True)))
+            elif problem:
+                found[name] = self._verdict(problem)
             else:
-                found |= dict.fromkeys(waiting, verdict)
                 break
         return found
 
-    def _run(self, owned: list[tuple[str, Check]]) -> tuple[Outcome, list[tuple[str, Check]]]:
+    def _run(self, waiting: dict[str, list[Check]]) -> Outcome:
+        """Run the cells, and the calls of all tasks that wait, numbered from 0."""
         limits = replace(self.limits, wall=max(1.0, self.limits.wall - self.seconds))
         cells = [("setup", SETUP), *self.code]
-        lines: list[dict[str, Any]] = [{"cells": cells, "limits": asdict(limits)}]
-        lines += [
-            {"id": index, "group": check.group or owner, **check.call}
-            for index, (owner, check) in enumerate(owned)
+        owned = [(name, check) for name, mine in waiting.items() for check in mine]
+        calls = [
+            {"id": number, "group": check.group or name, **check.call}
+            for number, (name, check) in enumerate(owned)
         ]
+        lines = [{"cells": cells, "limits": asdict(limits)}, *calls]
         job = "".join(json.dumps(line) + "\n" for line in lines).encode()
         outcome = run(job, limits=limits, slot=self.slot, trusted=self.trusted, stop=self.stop)
         self.seconds += outcome.seconds
         self._note_cells(outcome.result)
-        return outcome, owned
+        return outcome
 
     def _note_cells(self, result: bytes) -> None:
         """Keep what the first line says about cells that failed; it also shows that calls have begun."""
@@ -218,8 +222,8 @@ def read_line(line: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def read_result(result: bytes, is_cut: bool) -> tuple[dict[int, dict[str, Any]], dict[str, str], bool]:
-    """Take a result apart: replies by number, problems by group, and whether every line was sound.
+def read_result(result: bytes, is_cut: bool) -> tuple[dict[int, dict[str, Any]], dict[str, str]] | None:
+    """Take a result apart: replies by number, and problems by group; nothing if a line is not sound.
 
     A run that was cut off may end in the middle of a line.
     """
@@ -231,12 +235,12 @@ def read_result(result: bytes, is_cut: bool) -> tuple[dict[int, dict[str, Any]],
     for line in filter(None, lines):
         told = read_line(line)
         if told is None:
-            return {}, {}, False
+            return None
         if isinstance(number := told.get("id"), int):
             replies.setdefault(number, told)
         elif isinstance(group := told.get("group"), str) and told.get("problem") in ("timeout", "ended"):
             problems[group] = told["problem"]
-    return replies, problems, True
+    return replies, problems
 
 
 # ---- on a student's own machine ----
