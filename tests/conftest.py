@@ -11,6 +11,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
+from vaecourse.coursework.sandbox import SandboxError, self_test
 from vaecourse.datasets import digits, mnist
 
 # The same examples on every machine: a property test that fails, fails everywhere.
@@ -45,6 +46,17 @@ def accelerator() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     pytest.skip("neither CUDA nor MPS is available")
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> None:
+    """Tests that ask for it are skipped where there is no sandbox, and fail where there has to be one."""
+    try:
+        self_test()
+    except SandboxError as error:
+        if os.environ.get("CI"):
+            pytest.fail(f"this machine has to have a sandbox: {error}")
+        pytest.skip(f"no sandbox: {error}")
 
 
 @pytest.fixture(scope="session")

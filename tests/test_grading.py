@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.coursework_answers import answers, code_cell
 from tests.coursework_attacks import (
     FORGING_LIMITS,
     PS1,
@@ -31,23 +32,13 @@ from tests.coursework_attacks import (
     what_came,
 )
 from vaecourse.__main__ import main
-from vaecourse.coursework.collector import UnreadableError, read_cells, read_submission
+from vaecourse.coursework.collector import Submission, UnreadableError, read_cells, read_submission
+from vaecourse.coursework.grading import grade_submission, tasks_of
 from vaecourse.coursework.pile import grade_pile, kept_grades
 from vaecourse.coursework.report import COLUMNS, result_path
-from vaecourse.coursework.sandbox import SandboxError, self_test
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(1)>'
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    try:
-        self_test()
-    except SandboxError as error:
-        if os.environ.get("CI"):
-            pytest.fail(f"this machine has to have a sandbox: {error}")
-        pytest.skip(f"no sandbox: {error}")
 
 
 # ---- what was handed in, beside the table of coursework_attacks ----
@@ -219,6 +210,21 @@ def test_what_is_no_text_does_not_stop_the_pile(sandbox, tmp_path):
         assert (tmp_path / "out/feedback" / grades.student / "ps1/ps1.html").read_text("utf-8")
         for mark in grades.marks:
             assert mark.verdict.isprintable(), "a verdict is one line for a table and a terminal"
+
+
+# ---- the listed answers, through the sandbox ----
+
+
+@pytest.mark.parametrize("is_right", [True, False], ids=["right", "wrong"])
+@pytest.mark.parametrize("assignment", ["ps1", "ps2", "ps3", "ps4", "ps5"])
+def test_a_sample_of_the_listed_answers_is_marked_alike_in_the_sandbox(assignment, is_right, sandbox):
+    sample = {
+        answer.task: answer for answer in answers() if answer.is_right is is_right
+    }  # the last of each task
+    tasks = tasks_of(assignment)
+    cells = tuple(code_cell(sample[task.name].source, task.name) for task in tasks)
+    grades = grade_submission(Submission("ada", assignment, cells, ""))
+    assert [mark.score for mark in grades.marks] == [task.points * is_right for task in tasks], grades
 
 
 # ---- the pile ----

@@ -52,17 +52,6 @@ by_name = {"ids": lambda attack: attack.name}
 
 
 @pytest.fixture(scope="module")
-def sandbox():
-    """Whoever asks for it is skipped where there is no sandbox, and fails where there has to be one."""
-    try:
-        self_test(SLOT)
-    except SandboxError as error:
-        if os.environ.get("CI"):
-            pytest.fail(f"this machine has to have a sandbox: {error}")
-        pytest.skip(f"no sandbox: {error}")
-
-
-@pytest.fixture(scope="module")
 def world():
     with outside() as found:
         yield found
