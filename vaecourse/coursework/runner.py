@@ -143,8 +143,8 @@ def _adam(objects: dict[str, Any], learning_rate: float, model: str = "model") -
     return torch.optim.Adam(objects[model].parameters(), lr=learning_rate)
 
 
-def _path(objects: dict[str, Any], name: str, as_text: bool = False) -> Any:
-    return str(Path.cwd() / name) if as_text else Path.cwd() / name
+def _path(objects: dict[str, Any], name: str) -> Path:
+    return Path.cwd() / name
 
 
 FIXTURES: dict[str, Callable[..., Any]] = {
