@@ -3,15 +3,15 @@
 import argparse
 from pathlib import Path
 
-SOURCE = Path("book/coursework/source")
+COURSEWORK = Path(__file__).resolve().parents[2] / "book/coursework"  # of the checkout around this package
 
 
 def add_release_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``vaecourse release``."""
     _source_option(parser)
-    target = "for <psN>/<psN>.ipynb (default: %(default)s)"
+    target = "for <psN>/<psN>.ipynb (default: book/coursework/release of this repository)"
     parser.add_argument(
-        "--output-dir", type=Path, metavar="FOLDER", help=target, default=Path("book/coursework/release")
+        "--output-dir", type=Path, metavar="FOLDER", help=target, default=COURSEWORK / "release"
     )
 
 
@@ -48,8 +48,10 @@ def add_grade_one_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _source_option(parser: argparse.ArgumentParser) -> None:
-    text = "the instructor's notebooks, <psN>/<psN>.ipynb (default: %(default)s)"
-    parser.add_argument("--source", type=Path, metavar="FOLDER", default=SOURCE, help=text)
+    text = (
+        "the instructor's notebooks, <psN>/<psN>.ipynb (default: book/coursework/source of this repository)"
+    )
+    parser.add_argument("--source", type=Path, metavar="FOLDER", default=COURSEWORK / "source", help=text)
 
 
 def _trust_option(parser: argparse.ArgumentParser) -> None:
