@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import sys
 from collections import Counter
 
 import nbformat
@@ -15,6 +16,7 @@ from vaecourse.coursework.collector import read_cells
 from vaecourse.coursework.grading import check_cells, tasks_of
 from vaecourse.coursework.oracle import SETUP, TASKS, Draw
 from vaecourse.coursework.release import release, source_notebooks, student_version
+from vaecourse.coursework.runner import notebook_module
 
 SOURCE = ROOT / "book/coursework/source"
 SETS = source_notebooks(SOURCE)
@@ -110,14 +112,15 @@ def test_first_code_cell_is_the_setup_that_the_grader_runs(path):
 
 
 @each_set
-def test_visible_tests_pass_with_every_right_answer(path):
+def test_visible_tests_pass_with_every_right_answer(path, monkeypatch):
     """They may miss a mistake, but never accuse somebody who is right."""
     cells = [cell for cell, _ in entries(path) if cell.cell_type == "code"]
     solved = {entry.grade_id: cell.source for cell, entry in solutions(path)}
     for answer in answers():
         if not answer.is_right or TASKS[answer.task].assignment != path.stem:
             continue
-        namespace: dict = {}
+        monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # put back afterwards
+        namespace = notebook_module().__dict__
         for name, source in [("setup", SETUP), *{**solved, answer.task: answer.source}.items()]:
             exec(compile(source, name, "exec"), namespace)
         for cell in cells:

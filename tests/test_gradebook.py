@@ -163,3 +163,19 @@ def test_nbgrader_exports_beside_our_table_and_refuses_to_run_student_code(cours
     assert done.returncode != 0
     assert "use `vaecourse grade`" in done.stderr
     assert not marker.exists()
+
+
+def test_result_that_never_came_to_the_gradebook_stays_as_it_is(course):
+    """A call was stopped between the two, and the submission is gone."""
+    assert course.final(grades_of("withdrawn")) == grades_of("withdrawn")
+
+
+def test_cells_that_come_or_go_after_the_first_grading_need_another_folder(tmp_path):
+    CourseFolder(tmp_path / "graded", [SOURCE / "ps1/ps1.ipynb"]).record(grades_of("ada"), [])
+    notebook = nbformat.read(SOURCE / "ps1/ps1.ipynb", as_version=4)
+    notebook.cells = [c for c in notebook.cells if c.metadata.get("nbgrader", {}).get("grade_id") != OTHER]
+    changed = tmp_path / "ps1/ps1.ipynb"
+    changed.parent.mkdir()
+    nbformat.write(notebook, changed)
+    with pytest.raises(ValueError, match="came or went since the first grading: use a new --out"):
+        CourseFolder(tmp_path / "graded", [changed])

@@ -36,6 +36,7 @@ from vaecourse.coursework.collector import Submission, UnreadableError, read_cel
 from vaecourse.coursework.grading import grade_submission, tasks_of
 from vaecourse.coursework.pile import grade_pile, kept_grades
 from vaecourse.coursework.report import COLUMNS, result_path
+from vaecourse.coursework.sandbox import Limits
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(1)>'
@@ -225,6 +226,17 @@ def test_a_sample_of_the_listed_answers_is_marked_alike_in_the_sandbox(assignmen
     cells = tuple(code_cell(sample[task.name].source, task.name) for task in tasks)
     grades = grade_submission(Submission("ada", assignment, cells, ""))
     assert [mark.score for mark in grades.marks] == [task.points * is_right for task in tasks], grades
+
+
+def test_a_task_with_many_calls_that_hang_costs_its_own_points_only(sandbox):
+    endless = "def {}(*args):\n    while True:\n        pass"
+    right = {answer.task: answer.source for answer in answers() if answer.is_right}
+    hanging = {name: endless.format(name) for name in ("train_step", "epoch_indices")}
+    cells = tuple(code_cell(source, name) for name, source in {**right, **hanging}.items())
+    grades = grade_submission(Submission("ada", "ps5", cells, ""), limits=Limits(task=2.0))
+    verdicts = {mark.task: mark.verdict for mark in grades.marks}
+    assert {name for name, verdict in verdicts.items() if verdict != "ok"} == set(hanging)
+    assert {verdicts[name] for name in hanging} == {"timeout: it ran out of time"}
 
 
 # ---- the pile ----

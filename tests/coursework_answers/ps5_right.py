@@ -99,6 +99,23 @@ def epoch_indices(num_examples, batch_size, generator, device):
     return order.unfold(0, batch_size, batch_size).contiguous().to(device, torch.long)
 
 
+# %% epoch_indices: batch by batch, stacked
+def epoch_indices(num_examples, batch_size, generator, device):
+    order = torch.randperm(num_examples, generator=generator, device=generator.device)
+    batches = range(num_examples // batch_size)
+    return torch.stack([order[i * batch_size : (i + 1) * batch_size] for i in batches]).to(device)
+
+
+# %% epoch_indices: a table that is filled batch by batch
+def epoch_indices(num_examples, batch_size, generator, device):
+    order = torch.randperm(num_examples, generator=generator, device=generator.device)
+    table = torch.empty(num_examples // batch_size, batch_size, dtype=torch.int64)
+    for row in range(len(table)):
+        start = row * batch_size
+        table[row] = order[start : start + batch_size]
+    return table.to(device)
+
+
 # %% kl_in_float32: torch.distributions, of inputs that were cast first
 def kl_in_float32(loc, log_scale):
     posterior = Normal(loc.float(), log_scale.float().exp())
@@ -160,6 +177,35 @@ def ddp_equivalent_learning_rate(learning_rate, world_size, loss_reduction):
     gradients = torch.arange(1.0, world_size + 1, dtype=torch.float64)
     alone = gradients.sum() if loss_reduction == "sum" else gradients.mean()
     return (learning_rate * alone / gradients.mean()).item()
+
+
+# %% save_state: a class of its own, pickled to a file aside
+import dataclasses
+import os
+import pickle
+
+
+@dataclasses.dataclass
+class State:
+    model: dict
+    optimizer: dict
+    generator: torch.Tensor
+
+
+def save_state(path, model, optimizer, generator):
+    aside = path.parent / "aside.pkl"
+    state = State(model.state_dict(), optimizer.state_dict(), generator.get_state())
+    with open(aside, "wb") as file:
+        pickle.dump(state, file)
+    os.replace(aside, path)
+
+
+def load_state(path, model, optimizer, generator):
+    with open(path, "rb") as file:
+        state = pickle.load(file)
+    model.load_state_dict(state.model)
+    optimizer.load_state_dict(state.optimizer)
+    generator.set_state(state.generator)
 
 
 # %% save_state: pickled in memory, written aside, renamed

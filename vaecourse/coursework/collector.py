@@ -60,7 +60,7 @@ def submission_folders(submitted: Path) -> Iterator[tuple[str, str]]:
     Folders whose names cannot be a student's or an assignment's are left out; see `left_out`.
     """
     for student in _folders(submitted):
-        if is_student(student):
+        if is_student(student) and os.access(submitted / student, os.R_OK | os.X_OK):
             for entry in sorted(os.scandir(submitted / student), key=lambda entry: entry.name):
                 # a link is taken for a submission, so that the student hears that it cannot be read
                 is_folder = entry.is_dir(follow_symlinks=False) or entry.is_symlink()
@@ -79,7 +79,7 @@ def is_student(name: str) -> bool:
     Returns
     -------
     bool
-        False for names that begin with a sign.
+        False for names that begin with a sign other than an underscore.
     """
     allowed = all(unicodedata.category(c)[0] in "LMN" or c in IN_NAMES for c in name)
     return (
@@ -91,7 +91,8 @@ def left_out(submitted: Path) -> list[str]:
     """Return the names below a folder that are no submissions, with links marked as such."""
     found = []
     for entry in sorted(os.scandir(submitted), key=lambda entry: entry.name):
-        if not entry.is_dir(follow_symlinks=False) or not is_student(entry.name):
+        is_open = os.access(entry.path, os.R_OK | os.X_OK)
+        if not entry.is_dir(follow_symlinks=False) or not is_student(entry.name) or not is_open:
             found.append(entry.name)
             continue
         inner = sorted(os.scandir(entry.path), key=lambda entry: entry.name)

@@ -1,6 +1,7 @@
 """The commands of coursework: ``vaecourse release``, ``check``, ``grade`` and ``grade-one``."""
 
 import argparse
+import sys
 from pathlib import Path
 
 COURSEWORK = Path(__file__).resolve().parents[2] / "book/coursework"  # of the checkout around this package
@@ -59,6 +60,11 @@ def _trust_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust-submissions", action="store_true", help=trust)
 
 
+def _need_posix() -> None:
+    if sys.platform == "win32":
+        raise OSError("grading needs Linux, or for submissions that you trust macOS; on Windows use WSL")
+
+
 def run_release(options: argparse.Namespace, words: list[str]) -> int:
     """Carry out ``vaecourse release``."""
     from vaecourse.coursework.release import release
@@ -91,6 +97,7 @@ def run_check(options: argparse.Namespace, words: list[str]) -> int:
 
 def run_grade(options: argparse.Namespace, words: list[str]) -> int:
     """Carry out ``vaecourse grade``."""
+    _need_posix()
     from vaecourse.coursework.pile import grade_pile, table
 
     if options.jobs is not None and options.jobs < 1:
@@ -112,6 +119,7 @@ def run_grade(options: argparse.Namespace, words: list[str]) -> int:
 
 def run_grade_one(options: argparse.Namespace, words: list[str]) -> int:
     """Carry out ``vaecourse grade-one``."""
+    _need_posix()
     from vaecourse.coursework.collector import ASSIGNMENT, read_submission
     from vaecourse.coursework.grading import grade_submission, tasks_of
     from vaecourse.coursework.report import as_json, result_text

@@ -82,7 +82,11 @@ class CourseFolder:
         with _nbgrader():
             with Gradebook(self.url) as book:
                 book.update_or_create_assignment(assignment)
-            SaveCells().preprocess(copy.deepcopy(self.released[assignment]), {"nbgrader": names})
+            try:
+                SaveCells().preprocess(copy.deepcopy(self.released[assignment]), {"nbgrader": names})
+            except RuntimeError as error:  # nbgrader's word for it
+                advice = f"cells of {assignment} came or went since the first grading: use a new --out"
+                raise ValueError(advice) from error
 
     def record(self, grades: Grades, cells: Sequence[Cell]) -> list[WrittenMark]:
         """Write the marks of a submission, keep what a person has marked, and return that.
@@ -134,14 +138,17 @@ class CourseFolder:
         Grades
             The same where nobody has changed anything.
         """
-        from nbgrader.api import Gradebook
+        from nbgrader.api import Gradebook, MissingEntry
 
         names = (grades.assignment, grades.assignment, grades.student)
         marks = []
         with _nbgrader(), Gradebook(self.url) as book:
             for mark in grades.marks:
-                points = book.find_grade(f"test_{mark.task}", *names).manual_score
-                comment = book.find_comment(mark.task, *names).manual_comment
+                try:
+                    points = book.find_grade(f"test_{mark.task}", *names).manual_score
+                    comment = book.find_comment(mark.task, *names).manual_comment
+                except MissingEntry:  # of an earlier call that was stopped before it came to the gradebook
+                    points = comment = None
                 if points is not None or comment:
                     verdict = f"{mark.verdict}; by hand: {comment or 'other points'}"
                     mark = mark._replace(score=mark.score if points is None else points, verdict=verdict)

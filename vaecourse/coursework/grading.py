@@ -8,6 +8,7 @@ it loses its points and the box is started again with the rest.
 import contextlib
 import json
 import secrets
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -186,6 +187,8 @@ class _Session:
     def _run(self, waiting: dict[str, list[Check]]) -> Outcome:
         """Run the cells, and the calls of all tasks that wait, numbered from 0."""
         limits = replace(self.limits, wall=max(1.0, self.limits.wall - self.seconds))
+        if self.trusted:  # without a namespace of its own, all processes of this user would count
+            limits = replace(limits, processes=0)
         cells = [("setup", SETUP), *self.code]
         owned = [(name, check) for name, mine in waiting.items() for check in mine]
         calls = [
@@ -267,13 +270,15 @@ def check_cells(
     failed : dict
         Names of cells that raised an error, and the error.
     """
-    namespace: dict[str, Any] = {"__name__": "__main__"}
     failed: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    with contextlib.ExitStack() as stack:
+        stack.callback(sys.modules.__setitem__, "__main__", sys.modules["__main__"])
+        stack.enter_context(contextlib.chdir(stack.enter_context(tempfile.TemporaryDirectory())))
+        namespace = runner.notebook_module().__dict__
         for name, source in [("setup", SETUP), *student_code(cells)]:
             try:
                 runner.run_cell(source, name, namespace)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 failed[name] = runner.describe(error)
         verdicts = {task.name: _verdict_here(task, namespace, seed + n) for n, task in enumerate(tasks)}
     return [_mark(task, _explained(verdicts[task.name], task.name, failed)) for task in tasks], failed

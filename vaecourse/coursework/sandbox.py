@@ -50,8 +50,10 @@ class Limits:
 
     wall: float = 60.0  # seconds, all of it
     cpu: float = 30.0  # seconds of processor time, all processes together
-    cell: float = 20.0  # seconds, one cell
-    task: float = 10.0  # seconds, the calls of one task
+    cell: float = 10.0  # seconds, one cell
+    task: float = (
+        5.0  # seconds, calls of a task that share objects; five of these fit into the processor time
+    )
     memory: int = 2_147_483_648  # bytes, all processes together
     address_space: int = 17_179_869_184  # bytes, one process
     processes: int = 64
