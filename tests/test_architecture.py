@@ -14,6 +14,7 @@ ROOT = Path(vaecourse.__file__).parent
 # From the ground up; a module may import what stands before it.
 FLOORS = [
     "_checks",
+    "_files",
     "datasets",
     "densities",
     "likelihoods",
@@ -29,11 +30,11 @@ FLOORS = [
     "_probing",
     "diagnosis",
     "plotting",
-    "coursework",
     "_configuration",
     "_processes",
     "_runs",
     "_notebooks",
+    "coursework",
     "__main__",
 ]
 

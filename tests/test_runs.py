@@ -390,15 +390,6 @@ def test_loss_figure_names_the_importance_weighted_bound():
     assert ax.get_ylabel() == "negative bound of 50 samples (nats per image)"
 
 
-def test_file_keeps_its_content_when_it_cannot_be_replaced(tmp_path, monkeypatch):
-    path = tmp_path / "history.json"
-    _runs._write(path, b"old")
-    monkeypatch.setattr("pathlib.Path.replace", lambda *arguments: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        _runs._write(path, b"new")
-    assert path.read_bytes() == b"old"
-
-
 # ---- going on ----
 
 

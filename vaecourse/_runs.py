@@ -6,7 +6,6 @@ import functools
 import io
 import json
 import math
-import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from vaecourse import __version__
 from vaecourse._configuration import RunConfig, build_model
+from vaecourse._files import replace_file
 from vaecourse._processes import process_group
 from vaecourse.checkpoints import CheckpointError, Checkpoints, load_checkpoint
 from vaecourse.datasets import binarize, digits, mnist, to_unit_interval
@@ -162,15 +162,15 @@ def train(
             raise ValueError(problem)
         if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            _write(folder / "config.json", config.to_json().encode())
+            replace_file(folder / "config.json", config.to_json().encode())
         model, x = build_model(config), _load_images(config.data, "train")
         if config.pixel_bias:
             _start_at_pixel_means(model, x)
         fitted = _fit(config, model, x, place, checkpoints, compile=compile, progress=progress)
     history = _describe(config, model, fitted, num_images=len(x), device=place)
     if rank == 0:
-        _write(folder / "loss.png", _draw_loss(history, config))
-        _write(folder / "history.json", _to_json(history))  # last: with it, the run counts as finished
+        replace_file(folder / "loss.png", _draw_loss(history, config))
+        replace_file(folder / "history.json", _to_json(history))  # last: with it, the run counts as finished
     return history
 
 
@@ -245,7 +245,7 @@ def evaluate(
         "versions": VERSIONS,
         "per_image": [round(nats, 3) for nats in estimate.per_image.tolist()],
     }
-    _write(folder / "evaluation.json", _to_json(result))
+    replace_file(folder / "evaluation.json", _to_json(result))
     return result
 
 
@@ -399,10 +399,3 @@ def _draw_loss(history: dict[str, Any], config: RunConfig) -> bytes:
 
 def _to_json(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that is, at any moment, the old one or the new one."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_bytes(content)
-    aside.replace(path)

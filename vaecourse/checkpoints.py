@@ -5,7 +5,6 @@ bytes of the safetensors format that the digest is of.  Numbers and words
 travel as JSON among them, so that nothing is ever unpickled.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +15,8 @@ from typing import Any
 
 import safetensors.torch
 from torch import Tensor
+
+from vaecourse._files import replace_file
 
 __all__ = ["CheckpointError", "Checkpoints", "load_checkpoint", "save_checkpoint"]
 
@@ -69,22 +70,13 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
     tree = json.dumps(_encode(state, "state", tensors))
     body = safetensors.torch.save(tensors, metadata={"tree": tree})
     header = f"{FORMAT} {VERSION} {hashlib.sha256(body).hexdigest()}\n".encode()
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with aside.open("wb") as file:
-            file.write(header + body)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-        _sync_folder(path.parent)
+        replace_file(path, header + body)
     except OSError as error:
         raise CheckpointError(
             f"could not write {path} ({len(body) / 1e6:.1f} MB): {error.strerror or error}; "
             "earlier checkpoints are untouched"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -250,13 +242,3 @@ def _decode(node: Any, tensors: dict[str, Tensor]) -> Any:
     if kind == "tuple":
         return tuple(_decode(item, tensors) for item in content)
     return {key: _decode(item, tensors) for key, item in content}
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring a renaming to the disk; Windows does that by itself and has no such call."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

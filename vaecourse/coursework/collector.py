@@ -88,7 +88,7 @@ def is_student(name: str) -> bool:
 
 
 def left_out(submitted: Path) -> list[str]:
-    """Return the names below a folder that are no submissions, with links marked as such."""
+    """Return the names below a folder that are no submissions, but for those with a dot in front."""
     found = []
     for entry in sorted(os.scandir(submitted), key=lambda entry: entry.name):
         is_open = os.access(entry.path, os.R_OK | os.X_OK)
@@ -186,9 +186,8 @@ def _from_zip(content: bytes, wanted: str) -> bytes:
             if len(chosen := named or found) != 1:
                 raise UnreadableError(f"the archive holds {len(chosen)} notebooks, and one is expected")
             if chosen[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise UnreadableError(
-                    "the archive is packed in an unusual way"
-                )  # others unpack without a bound
+                # other methods unpack without a bound
+                raise UnreadableError("the archive is packed in an unusual way")
             with archive.open(chosen[0]) as opened:  # its stated size may be a lie, so we count
                 notebook = opened.read(MAX_FILE + 1)
     except UnreadableError:

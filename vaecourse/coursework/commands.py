@@ -78,10 +78,11 @@ def run_check(options: argparse.Namespace, words: list[str]) -> int:
     """Carry out ``vaecourse check``; the status is 1 where a task is not right yet."""
     from vaecourse.coursework.collector import read_cells
     from vaecourse.coursework.grading import check_cells, tasks_of
+    from vaecourse.coursework.oracle import TASKS
 
     cells = list(read_cells(options.notebook.read_bytes()))
     names = {cell.grade_id for cell in cells}
-    tasks = [task for number in range(1, 100) for task in tasks_of(f"ps{number}") if task.name in names]
+    tasks = [task for task in TASKS.values() if task.name in names]
     if not tasks:
         raise ValueError(f"{options.notebook} has no cell of a problem set: its nbgrader metadata are gone")
     marks, failed = check_cells(cells, tasks_of(tasks[0].assignment), seed=options.seed)

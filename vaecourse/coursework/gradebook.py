@@ -120,7 +120,7 @@ class CourseFolder:
                 book.find_comment(mark.task, *names).auto_comment = inert_markdown(mark.verdict)
             written = [
                 self._written(book, cell, names, cells, cell.metadata.nbgrader.grade_id in changed)
-                for cell in self.written_cells(grades.assignment)
+                for cell in self._written_cells(grades.assignment)
             ]
             book.db.commit()
         return written
@@ -155,19 +155,8 @@ class CourseFolder:
                 marks.append(mark)
         return grades._replace(marks=tuple(marks))
 
-    def written_cells(self, assignment: str) -> list[Any]:
-        """Return the cells of a problem set that a person marks.
-
-        Parameters
-        ----------
-        assignment : str
-            Name of the problem set.
-
-        Returns
-        -------
-        list of nbformat.NotebookNode
-            Cells of the released notebook.
-        """
+    def _written_cells(self, assignment: str) -> list[Any]:
+        """Return the cells of a problem set that a person marks."""
         entries = [(cell, cell.metadata.get("nbgrader", {})) for cell in self.released[assignment].cells]
         return [cell for cell, entry in entries if entry.get("grade") and entry.get("solution")]
 

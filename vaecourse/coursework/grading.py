@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, replace
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from vaecourse.coursework import ps1, ps2, ps3, ps4, ps5, runner  # noqa: F401  (the sets register their tasks)
@@ -173,7 +174,8 @@ class _Session:
         """
         found, start = {}, 0
         for name, mine in waiting.items():
-            numbers = range(start, start := start + len(mine))
+            numbers = range(start, start + len(mine))
+            start += len(mine)
             problem = next((problems[g] for check in mine if (g := check.group or name) in problems), "")
             if all(number in replies for number in numbers):
                 answers = [replies[number] for number in numbers]
@@ -310,24 +312,6 @@ def _mark(task: Task, verdict: str) -> Mark:
 # ---- a pile ----
 
 
-class Slots:
-    """Numbers for boxes that run at the same moment."""
-
-    def __init__(self, count: int) -> None:
-        self.free, self.lock = list(range(count)), threading.Lock()
-
-    @contextlib.contextmanager
-    def one(self) -> Iterator[int]:
-        """Lend a number."""
-        with self.lock:
-            slot = self.free.pop()
-        try:
-            yield slot
-        finally:
-            with self.lock:
-                self.free.append(slot)
-
-
 def grade_all(
     submissions: Sequence[Submission],
     *,
@@ -353,11 +337,17 @@ def grade_all(
     Grades
         Of one submission.
     """
-    slots, stop = Slots(jobs), threading.Event()
+    stop = threading.Event()
+    slots: SimpleQueue[int] = SimpleQueue()  # of boxes that run at the same moment
+    for slot in range(jobs):
+        slots.put(slot)
 
     def grade(submission: Submission) -> Grades:
-        with slots.one() as slot:
+        slot = slots.get()
+        try:
             return grade_submission(submission, limits=limits, slot=slot, trusted=trusted, stop=stop)
+        finally:
+            slots.put(slot)
 
     with ThreadPoolExecutor(jobs) as pool:
         waiting = [pool.submit(grade, submission) for submission in submissions]

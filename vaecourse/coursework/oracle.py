@@ -30,33 +30,23 @@ class MalformedError(ValueError):
     """What came out of the sandbox is not what the runner writes."""
 
 
-@dataclass(frozen=True)
-class Fixture:
-    """An argument that JSON cannot carry: what the runner builds, from which settings."""
-
-    name: str
-    settings: dict[str, Any]
-
-
-def fixture(name: str, /, **settings: Any) -> Fixture:
-    """Return a fixture of `vaecourse.coursework.runner.FIXTURES`."""
-    return Fixture(name, settings)
+def told(value: Any) -> Any:
+    """Return an argument as JSON data; fixtures and objects are data already."""
+    if not isinstance(value, Tensor):
+        return value
+    dtype = str(value.dtype).removeprefix("torch.")
+    values = value.double() if value.is_floating_point() else value
+    return {"kind": "tensor", "dtype": dtype, "shape": list(value.shape), "values": values.tolist()}
 
 
-def shared(name: str) -> Any:
+def fixture(name: str, /, **settings: Any) -> dict[str, Any]:
+    """Return an argument that JSON cannot carry: one of `vaecourse.coursework.runner.FIXTURES`."""
+    return {"fixture": name, **{setting: told(value) for setting, value in settings.items()}}
+
+
+def shared(name: str) -> dict[str, Any]:
     """Return an argument that stands for an object which an earlier call of the group has made."""
     return {"object": name}
-
-
-def told(value: Any) -> Any:
-    """Return an argument as JSON data."""
-    if isinstance(value, Tensor):
-        dtype = str(value.dtype).removeprefix("torch.")
-        values = value.double() if value.is_floating_point() else value
-        return {"kind": "tensor", "dtype": dtype, "shape": list(value.shape), "values": values.tolist()}
-    if isinstance(value, Fixture):
-        return {"fixture": value.name, **{name: told(v) for name, v in value.settings.items()}}
-    return value
 
 
 class Draw:

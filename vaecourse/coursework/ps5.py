@@ -40,7 +40,7 @@ def train_step(draw: Draw) -> Iterator[Check]:
         }
         objects: dict[str, Any] = {}
         for name, made in make.items():
-            objects[name] = runner.decode(told(made), objects)
+            objects[name] = runner.decode(made, objects)
         for _ in range(2):
             batch = draw.normal(draw.integer(2, 6), 3)
             loss = _reference_step(objects["model"], batch, objects["optimizer"])
@@ -58,8 +58,8 @@ def train_step(draw: Draw) -> Iterator[Check]:
 def _step_call(group: str, make: dict[str, Any], batch: Tensor, device: str, judge: Any) -> Check:
     call = {
         "function": "train_step",
-        "make": {name: told(made) for name, made in make.items()},
-        "args": [shared("model"), told(batch), shared("optimizer"), told(fixture("device", name=device))],
+        "make": make,
+        "args": [shared("model"), told(batch), shared("optimizer"), fixture("device", name=device)],
         "tell": ["model"] if device == "cpu" else [],
     }
     return Check(call, judge, group)
@@ -132,8 +132,8 @@ def _epoch_call(
 ) -> Check:
     call = {
         "function": "epoch_indices",
-        "make": {name: told(made) for name, made in make.items()},
-        "args": [examples, batch, shared("generator"), told(fixture("device", name=device))],
+        "make": make,
+        "args": [examples, batch, shared("generator"), fixture("device", name=device)],
         **more,
     }
     return Check(call, judge, group)
@@ -297,7 +297,7 @@ class _State:
         self.all = dict(self.make)
 
     def call(self, function: str, *, may_fail: bool = False, **more: Any) -> Check:
-        return self._check(function, [told(fixture("path", name="state"))], [], None, may_fail, **more)
+        return self._check(function, [fixture("path", name="state")], [], None, may_fail, **more)
 
     def train(self, num_steps: int, judge: Any = None) -> Check:
         told_too: dict[str, Any] = {"tell": ["model", "generator"], "files": ["state"]} if judge else {}
@@ -312,7 +312,7 @@ class _State:
         may_fail: bool = False,
         **more: Any,
     ) -> Check:
-        make, self.make = {name: told(made) for name, made in self.make.items()}, {}
+        make, self.make = self.make, {}
         args = [*before, shared("model"), shared("optimizer"), shared("generator"), *after]
         call = {"function": function, "make": make, "args": args, **more}
         return Check(call, judge or (lambda answer: None), self.group, may_fail)
@@ -321,7 +321,7 @@ class _State:
         """Return the weights after as many steps without an interruption, computed here."""
         objects: dict[str, Any] = {}
         for name, made in self.all.items():
-            objects[name] = runner.decode(told(made), objects)
+            objects[name] = runner.decode(made, objects)
         runner.train_steps(objects["model"], objects["optimizer"], objects["generator"], num_steps)
         return [parameter.detach() for parameter in objects["model"].parameters()]
 

@@ -3,13 +3,13 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vaecourse import __version__
+from vaecourse._files import replace_file
 from vaecourse.coursework.grading import Grades
 from vaecourse.coursework.oracle import Mark
 
@@ -111,12 +111,7 @@ def write(path: Path, text: str) -> None:
         Its content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_file(path, text.encode("utf-8"))
 
 
 def grades_csv(all_grades: Iterable[Grades]) -> str:

@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import psutil
 
+from vaecourse._notebooks import THREAD_VARIABLES
 from vaecourse.coursework.seccomp import seccomp_filter
 
 RUNNER = Path(__file__).with_name("runner.py")
@@ -67,12 +68,13 @@ class Outcome(NamedTuple):
 
     `problem` is empty, or the name of the limit that ended the run (``timeout``, ``memory``, ``output``,
     ``result``), ``stopped``, or ``ended`` if the runner ended before it had answered everything.
+    `errors` is the end of what was printed.
     """
 
     result: bytes
     problem: str
     seconds: float
-    peak_memory: int
+    errors: str
 
 
 def is_root() -> bool:
@@ -106,21 +108,13 @@ def box_command(slot: int, scratch: int, filter_file: int) -> list[str]:
         shown = [word for path, stage, _ in stages for word in ("--ro-bind", str(path), str(stage))]
         uid = str(FIRST_UID + slot)
         # bwrap, as another user, would not die with us: a process namespace around it does
-        outer = ["setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child=KILL"]
-        outer += [
-            "--mount-proc",
-            "bwrap",
-            "--dev-bind",
-            "/",
-            "/",
-            "--size",
-            "65536",
-            "--tmpfs",
-            "/mnt",
-            *shown,
+        outer = [
+            *("setpriv", "--pdeathsig", "KILL"),
+            *("unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"),
+            *("bwrap", "--dev-bind", "/", "/", "--size", "65536", "--tmpfs", "/mnt"),
+            *(*shown, "--die-with-parent"),
+            *("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs"),
         ]
-        outer += ["--die-with-parent", "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
-        outer += ["--no-new-privs"]
         binds = [(stage, target) for _, stage, target in stages]
     return [
         *outer,
@@ -131,7 +125,7 @@ def box_command(slot: int, scratch: int, filter_file: int) -> list[str]:
         *("--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--dev", "/dev"),
         *("--dev-bind", "/dev/null", "/dev/zero"),  # mapped, it would be memory that belongs to no process
         *("--size", str(16 * MB), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),
-        *("--size", str(scratch), "--tmpfs", "/tmp", "--dir", "/tmp/work", "--chdir", "/tmp/work"),
+        *("--size", str(scratch), "--tmpfs", "/tmp", "--dir", "/tmp/box", "--chdir", "/tmp/box"),
         *(word for source, target in binds for word in ("--ro-bind", str(source), str(target))),
         *_hide_package([target for _, target in binds]),
         *(word for name, value in _variables().items() for word in ("--setenv", name, value)),
@@ -156,14 +150,13 @@ def _hide_package(shown: Sequence[Path]) -> list[str]:
 
 def _variables() -> dict[str, str]:
     """Return the environment of student code, all of it."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     return {
         "PATH": f"{Path(sys.executable).parent}:/usr/bin",
-        "HOME": "/tmp/work",
+        "HOME": "/tmp/box",
         "MPLBACKEND": "Agg",
         "PYTHONDONTWRITEBYTECODE": "1",
         "LANG": "C.UTF-8",
-        **threads,
+        **dict.fromkeys(THREAD_VARIABLES, "1"),
     }
 
 
@@ -263,7 +256,8 @@ def run(
     feeder.join()
     if not problem and not watch.result.endswith(b'{"done": true}\n'):
         problem = "ended"
-    return Outcome(bytes(watch.result), problem, time.monotonic() - start, watch.peak_memory)
+    errors = watch.errors.decode(errors="replace")
+    return Outcome(bytes(watch.result), problem, time.monotonic() - start, errors)
 
 
 def _feed(process: "subprocess.Popen[bytes]", job: bytes) -> None:
@@ -278,7 +272,7 @@ class _Watch:
 
     def __init__(self, process: "subprocess.Popen[bytes]", limits: Limits, stop: threading.Event) -> None:
         self.process, self.limits, self.stop = process, limits, stop
-        self.result, self.errors, self.num_output, self.peak_memory = bytearray(), b"", 0, 0
+        self.result, self.errors, self.num_output = bytearray(), b"", 0
 
     def follow(self, start: float) -> str:
         """Return the name of the limit that was passed, or nothing when the run has ended by itself."""
@@ -315,7 +309,6 @@ class _Watch:
         if seconds > self.limits.wall:
             return "timeout"
         memory, processor = tree_usage(self.process.pid, self.limits.memory)
-        self.peak_memory = max(self.peak_memory, memory)
         if memory > self.limits.memory:
             return "memory"
         return "timeout" if processor > self.limits.cpu else ""
@@ -324,8 +317,8 @@ class _Watch:
 def tree_usage(pid: int, limit: int) -> tuple[int, float]:
     """Return memory in bytes and processor time in seconds of a process and all below it.
 
-    Memory that processes share is counted once each, unless the sum passes `limit`: then it is
-    looked at more closely, which takes longer, and shared memory is divided.
+    Memory that processes share is counted with each of them; if the sum passes `limit`, it is looked
+    at more closely, which takes longer, and shared memory is divided.
     """
     try:
         processes = [psutil.Process(pid)]
@@ -375,7 +368,7 @@ def probe():
     for path in ("/usr/vaecourse-probe", "/vaecourse-probe", "/dev/vaecourse-probe", "/dev/shm/../x"):
         if can(lambda: write(path)):
             found.append("it can write to " + path)
-    if not can(lambda: write("/tmp/work/probe")):
+    if not can(lambda: write("/tmp/box/probe")):
         found.append("it cannot write to its scratch folder")
     if {{name for _, name in socket.if_nameindex()}} - {{"lo"}}:
         found.append("it sees a network")
@@ -408,24 +401,18 @@ def self_test(slot: int = 0) -> None:
     """
     hidden = [str(PACKAGE / "coursework" / "ps1.py"), "/etc/passwd", str(Path.home() / ".profile")]
     ours = {f"{name}={value}".encode() for name, value in os.environ.items() if name not in _variables()}
-    secrets = ours or {b"none"}
     limits = Limits(wall=30.0)
     job = {
-        "cells": [["probe", PROBE.format(hidden=hidden, secrets=secrets)]],
+        "cells": [["probe", PROBE.format(hidden=hidden, secrets=ours or {b"none"})]],
         "limits": asdict(limits),
     }
     call = {"id": 0, "group": "probe", "function": "probe"}
     lines = "".join(json.dumps(line) + "\n" for line in (job, call))
-    with _start(False, slot, limits) as process:
-        watch = _Watch(process, limits, threading.Event())
-        _feed(process, lines.encode())
-        problem = watch.follow(time.monotonic())
-    told = [
-        json.loads(line) for line in watch.result.decode(errors="replace").splitlines() if '"id": 0' in line
-    ]
+    outcome = run(lines.encode(), limits=limits, slot=slot)
+    told = [json.loads(line) for line in outcome.result.splitlines() if b'"id": 0' in line]
     found = re.search(r"found (.*)\.", told[0].get("error", "")) if told else None
     if found is None:
-        errors = watch.errors.decode(errors="replace").strip().splitlines()
-        raise SandboxError(f"the sandbox does not start: {(errors or [problem or 'it says nothing'])[-1]}")
+        errors = outcome.errors.strip().splitlines()
+        raise SandboxError(f"the sandbox does not start: {(errors or [outcome.problem])[-1]}")
     if found[1] != "nothing":
         raise SandboxError(f"the sandbox does not hold: {found[1]}")
