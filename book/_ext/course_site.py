@@ -1,18 +1,21 @@
-"""Sphinx extension: fresh executions, local mathematics, problem sets."""
+"""Sphinx extension: what stands beside the pages: fresh executions, mathematics, icons, problem sets."""
 
 import hashlib
 import importlib.metadata
 import importlib.util
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+from fontTools import subset
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
 from vaecourse.coursework.release import release
 
 LIBRARIES = ["matplotlib", "numpy", "scikit-learn", "torch"]
+ICON = re.compile(r'((?:\.fa-[a-z0-9-]+:before,?)+)\{content:"\\([0-9a-f]+)"\}')  # in the theme's style sheet
 MATHJAX_PARTS = ["tex-chtml.js", "output/chtml/fonts/woff-v2"]
 
 
@@ -23,17 +26,11 @@ def package_fingerprint(package: Path) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted(
-        p
-        for p in package.rglob("*")
-        if p.is_file() and not {"__pycache__", "coursework"} & set(p.parts)
+        p for p in package.rglob("*") if p.is_file() and not {"__pycache__", "coursework"} & set(p.parts)
     ):
-        digest.update(
-            path.relative_to(package).as_posix().encode() + path.read_bytes()
-        )
+        digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
     for library in LIBRARIES:
-        digest.update(
-            f"{library}=={importlib.metadata.version(library)}".encode()
-        )
+        digest.update(f"{library}=={importlib.metadata.version(library)}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -53,32 +50,13 @@ def choose_execution_cache(app: Sphinx, config: Config) -> None:
     config.nb_execution_cache_path = str(current)
 
 
-def drop_broken_scripts(
-    app: Sphinx,
-    pagename: str,
-    templatename: str,
-    context: dict[str, Any],
-    doctree: object,
-) -> None:
-    """Drop repeated scripts, and the Thebe loader, which fails on each page."""
-    kept: dict[tuple[str, str], object] = {}
-    for script in context.get("script_files", []):
-        name = str(getattr(script, "filename", script) or "")
-        body = getattr(script, "attributes", {}).get("body") or ""
-        if "thebe" not in name.lower() and "THEBE" not in body:
-            kept.setdefault((name, body), script)
-    context["script_files"] = list(kept.values())
-
-
 def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
     """Copy the parts of MathJax that pages load out of its wheel."""
     if exception is not None or app.builder.format != "html":
         return
     spec = importlib.util.find_spec("sphinx-mathjax-offline")
     if spec is None or spec.origin is None:
-        raise RuntimeError(
-            "sphinx-mathjax-offline is missing: install the extra [book]"
-        )
+        raise RuntimeError("sphinx-mathjax-offline is missing: install the extra [book]")
     source = Path(spec.origin).parent / "static" / "mathjax"
     target = Path(app.outdir) / "_static" / "mathjax"
     for part in MATHJAX_PARTS:
@@ -87,6 +65,35 @@ def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
             shutil.copytree(source / part, target / part, dirs_exist_ok=True)
         else:
             shutil.copy(source / part, target / part)
+
+
+def subset_icons(app: Sphinx, exception: Exception | None) -> None:
+    """Cut the icon fonts down to the icons that occur, from 300 kB to a few."""
+    if exception is not None or app.builder.name != "html":
+        return
+    static = Path(app.outdir) / "_static"
+    pages = [
+        *Path(app.outdir).rglob("*.html"),
+        *(static / "scripts").glob("*theme.js"),
+    ]
+    names = {name for page in pages for name in re.findall(r"\bfa-[a-z0-9-]+", page.read_text("utf-8"))}
+    sheets = "".join(path.read_text("utf-8") for path in static.rglob("*.css"))
+    glyphs = [
+        code for selector, code in ICON.findall(sheets) if names & set(re.findall(r"fa-[a-z0-9-]+", selector))
+    ]
+    others = ICON.sub("", sheets)  # icons that a style sheet shows without a class of their own
+    glyphs += re.findall(r"\\([ef][0-9a-f]{3})\b", others)
+    glyphs += [f"{ord(character):x}" for character in re.findall("[\ue000-\uf8ff]", others)]
+    for path in (static / "vendor" / "fontawesome" / "webfonts").iterdir():
+        if path.suffix == ".ttf":  # for browsers of before 2016
+            path.unlink()
+            continue
+        options = subset.Options(flavor="woff2", notdef_outline=True)
+        font = subset.load_font(str(path), options)
+        cut = subset.Subsetter(options)
+        cut.populate(unicodes=[int(code, 16) for code in glyphs])
+        cut.subset(font)
+        subset.save_font(font, str(path), options)
 
 
 def release_problem_sets(app: Sphinx, exception: Exception | None) -> None:
@@ -99,8 +106,8 @@ def release_problem_sets(app: Sphinx, exception: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the hooks."""
     app.connect("config-inited", choose_execution_cache)
-    app.connect("html-page-context", drop_broken_scripts, priority=900)
     app.connect("build-finished", copy_mathjax)
+    app.connect("build-finished", subset_icons)
     app.connect("build-finished", release_problem_sets)
     return {
         "version": "1",
