@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help book test nightly bench serve notebooks coursework format constraints clean
+.PHONY: help book test nightly bench serve notebooks coursework live format constraints clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -30,6 +30,9 @@ notebooks: $(VENV)/.test  ## bring notebooks to normal form and refresh the outp
 
 coursework: $(VENV)/.book  ## write the student notebooks of the problem sets
 	$(BIN)/vaecourse release
+
+live: $(VENV)/.test  ## train the models behind the live figures and write their weights, ten minutes
+	$(BIN)/python book/_ext/live_models.py
 
 format: $(VENV)/.test  ## format and lint, notebooks too
 	$(BIN)/ruff format .

@@ -1,7 +1,7 @@
 """Fixtures and settings that every test file shares."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import mpmath
@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from playwright.sync_api import Browser
 from torch import Tensor
 
+from tests.browser import SITE, launch, serve
 from vaecourse.coursework.sandbox import SandboxError, self_test
 from vaecourse.datasets import digits, mnist
 
@@ -46,6 +48,20 @@ def accelerator() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     pytest.skip("neither CUDA nor MPS is available")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The machine's Chromium."""
+    with launch() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session")
+def address() -> Iterator[str]:
+    """Where the built site is served."""
+    with serve(SITE) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,11 @@ from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
 
-LIVE = ["latent-plane", "drag-sigma", "loss-calculator", "gaussian-regression"]
-SCRIPTS = {  # element on the page: scripts it needs, in this order
-    **{f"<{name}": ["live/live.js", "live/models.js", f"live/{name}.js"] for name in LIVE},
+SCRIPTS = {  # what stands on the page: the scripts it needs, in this order
+    "<latent-plane": ["live/live.js", "live/data/plane.js", "live/latent-plane.js"],
+    "<drag-sigma": ["live/live.js", "live/data/spectrum.js", "live/data/ladder.js", "live/drag-sigma.js"],
+    "<loss-calculator": ["live/live.js", "live/data/spectrum.js", "live/loss-calculator.js"],
+    "<gaussian-regression": ["live/live.js", "live/gaussian-regression.js"],
     'class="quiz admonition"': ["quiz.js"],
 }
 REDIRECT = """<!DOCTYPE html>
