@@ -1,0 +1,151 @@
+"""Print the book as `_build/vaecourse.pdf`, and its cheat sheet as `book/_static/cheat-sheet.pdf`.
+
+`make pdf` first lets Sphinx write the whole book into one HTML page, below `_build/pdf`.  Here that page
+loses the theme's frame and all scripts but MathJax's, its anchors become unique, and Chromium prints it
+with the styles of `book/_static/print.css`.
+"""
+
+import importlib.metadata
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urljoin
+
+from playwright.sync_api import sync_playwright
+
+ROOT = Path(__file__).resolve().parents[2]
+SINGLE = ROOT / "_build" / "pdf" / "_build" / "singlehtml"
+BOOK = ROOT / "_build" / "vaecourse.pdf"
+SHEET = ROOT / "book" / "_static" / "cheat-sheet.pdf"
+SHEET_PAGE = "book/cheat_sheet"
+BROWSERS = ["chromium", "chromium-browser", "google-chrome"]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+PAGE = """<!DOCTYPE html>
+<html lang="en" data-theme="light">
+<head>
+<meta charset="utf-8">
+<title>{title}</title>
+{head}
+<link rel="stylesheet" href="_static/print.css">
+</head>
+<body class="{kind}"><main class="bd-content">
+{article}
+</main></body>
+</html>
+"""
+ARTICLE = re.compile(r'<article class="bd-article">.*</article>', re.DOTALL)
+HEAD = re.compile(
+    r'<link [^>]*href="_static/[^>]*rel="stylesheet"[^>]*>|<link rel="stylesheet"[^>]*href="_static/[^>]*>'
+    r'|<script>window\.MathJax.*?</script>|<script [^>]*src="_static/mathjax/[^>]*></script>',
+    re.DOTALL,
+)
+TITLE = re.compile(r"<h1[^>]*>(.*?)<a ", re.DOTALL)
+PLAIN = re.compile(r'<span class="(?:n|p|w|nn)">([^<]*)</span>')  # code in the colour of text
+DATE = re.compile(rb"(?<=\(D:)\d{14}[^)]*(?=\))")
+
+
+def chromium() -> str:
+    """Return the path of the machine's Chromium."""
+    for name in BROWSERS:
+        if path := shutil.which(name):
+            return path
+    sys.exit(f"No browser to print with: install Chromium, so that one of {', '.join(BROWSERS)} can be run.")
+
+
+def pages(single: str) -> dict[str, str]:
+    """Return the pages of the book by name, cut out of the page that holds them all."""
+    article = ARTICLE.search(single)
+    assert article, "the theme has no article any more"
+    first, *rest = re.split(r'<span id="document-([^"]+)"></span>', article[0])
+    return {"book/index": first, **dict(zip(rest[::2], rest[1::2], strict=True))}
+
+
+def absolute(address: str, name: str, base: str) -> str:
+    """Return the address on the site of what a page links to, unless it is on a page of the book."""
+    if address.startswith("#"):
+        return address
+    return urljoin(base if address.startswith("_downloads/") else f"{base}{name}.html", address)
+
+
+def finish(name: str, page: str, names: list[str], link: Callable[[str, str], str]) -> str:
+    """Return a page with unique anchors, links as `link` writes them, headings from h1 on, and fewer spans."""
+
+    def relink(match: re.Match[str]) -> str:
+        address = match[1]
+        if address.startswith("#"):
+            target, _, anchor = address[1:].rpartition("/")
+            address = link(*((target, anchor) if target in names else (name, address[1:])))
+        return f' href="{address}"'
+
+    page = PLAIN.sub(r"\1", page)  # makes the file a third smaller, as every element becomes a tag
+    page = re.sub(r' id="([^"]*)"', rf' id="{name}/\1"', page)
+    page = re.sub(r' href="([^"]*)"', relink, page)
+    if name != names[0]:
+        page = re.sub(r"(</?h)([2-6])\b", lambda match: f"{match[1]}{int(match[2]) - 1}", page)
+        page = re.sub(r'<section class="', rf'\g<0>chapter ', page, count=1)
+        page = re.sub(r"<h1>", rf'<h1 id="{name}/">', page, count=1)
+    return page
+
+
+def printable(single: str) -> dict[str, str]:
+    """Return the two pages to be printed, the book and the cheat sheet."""
+    found = pages(single)
+    names = list(found)
+    canonical = re.search(r'<link rel="canonical" href="([^"]*)"', single)
+    assert canonical, "_config.yml has no baseurl"
+    base = canonical[1].removesuffix(f"{names[0]}.html")
+    head = "\n".join(HEAD.findall(single))
+    found = {
+        name: re.sub(r' href="([^"]*)"', lambda m, name=name: f' href="{absolute(m[1], name, base)}"', page)
+        for name, page in found.items()
+    }
+
+    def inside(page: str, anchor: str) -> str:
+        return f"#{page}/{anchor}"
+
+    def outside(page: str, anchor: str) -> str:
+        return inside(page, anchor) if page == SHEET_PAGE else f"{base}{page}.html#{anchor}".rstrip("#")
+
+    book = "".join(finish(name, page, names, inside) for name, page in found.items())
+    imprint = f'<p class="imprint">Version {importlib.metadata.version("vaecourse")} of <a href="{base}">{base}</a></p>'
+    written = {"book": book.replace("</h1>", f"</h1>\n{imprint}", 1)}
+    if SHEET_PAGE in found:
+        written["sheet"] = f'<article class="bd-article">{finish(SHEET_PAGE, found[SHEET_PAGE], names, outside)}'
+    return {
+        kind: PAGE.format(title=TITLE.search(article)[1], head=head, kind=kind, article=article)
+        for kind, article in written.items()
+    }
+
+
+def print_pages(targets: dict[str, Path]) -> None:
+    """Print the named pages of the single-page build to files."""
+    source = SINGLE / "book" / "index.html"
+    if not source.is_file():
+        sys.exit(f"{source.relative_to(ROOT)} is missing: `make pdf` builds it.")
+    written = printable(source.read_text("utf-8"))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+        for kind, target in targets.items():
+            path = SINGLE / f"{kind}.html"
+            path.write_text(written[kind], "utf-8")
+            page = browser.new_page()
+            page.set_default_timeout(180_000)
+            asked: list[str] = []
+            page.on("request", lambda request, asked=asked: asked.append(request.url))
+            page.goto(path.as_uri())
+            page.wait_for_function("window.MathJax && MathJax.startup && MathJax.startup.promise")
+            page.evaluate("MathJax.startup.promise.then(() => document.fonts.ready)")
+            if foreign := [url for url in asked if not url.startswith(("file:", "data:"))]:
+                sys.exit(f"The page asks other hosts: {', '.join(foreign)}")
+            pdf = page.pdf(prefer_css_page_size=True, print_background=True, tagged=True, outline=True)
+            # without the time of printing, equal pages give equal files
+            target.write_bytes(DATE.sub(b"20000101000000+00'00'", pdf))
+            page.close()
+        browser.close()
+
+
+if __name__ == "__main__":
+    print_pages({"book": BOOK, "sheet": SHEET})
+    print(f"The book: file://{BOOK}")
