@@ -28,6 +28,7 @@ PAGE = """<!DOCTYPE html>
 <meta charset="utf-8">
 <title>{title}</title>
 {head}
+<script>MathJax.startup = {{ typeset: false }}</script>
 <link rel="stylesheet" href="_static/print.css">
 </head>
 <body class="{kind}"><main class="bd-content">
@@ -35,6 +36,13 @@ PAGE = """<!DOCTYPE html>
 </main></body>
 </html>
 """
+# MathJax takes its size from the font around it, which must be there first.
+SET = """async () => {
+  await Promise.all([...document.fonts].map((font) => font.load()));
+  await MathJax.startup.promise;
+  await MathJax.typesetPromise();
+  await document.fonts.ready;
+}"""
 ARTICLE = re.compile(r'<article class="bd-article">.*</article>', re.DOTALL)
 HEAD = re.compile(
     r'<link [^>]*href="_static/[^>]*rel="stylesheet"[^>]*>|<link rel="stylesheet"[^>]*href="_static/[^>]*>'
@@ -70,7 +78,7 @@ def absolute(address: str, name: str, base: str) -> str:
 
 
 def finish(name: str, page: str, names: list[str], link: Callable[[str, str], str]) -> str:
-    """Return a page with unique anchors, links as `link` writes them, headings from h1 on, and fewer spans."""
+    """Return a page with anchors of its own, links as `link` writes them, and headings from h1 on."""
 
     def relink(match: re.Match[str]) -> str:
         address = match[1]
@@ -84,7 +92,7 @@ def finish(name: str, page: str, names: list[str], link: Callable[[str, str], st
     page = re.sub(r' href="([^"]*)"', relink, page)
     if name != names[0]:
         page = re.sub(r"(</?h)([2-6])\b", lambda match: f"{match[1]}{int(match[2]) - 1}", page)
-        page = re.sub(r'<section class="', rf'\g<0>chapter ', page, count=1)
+        page = re.sub(r'<section class="', r"\g<0>chapter ", page, count=1)
         page = re.sub(r"<h1>", rf'<h1 id="{name}/">', page, count=1)
     return page
 
@@ -109,10 +117,13 @@ def printable(single: str) -> dict[str, str]:
         return inside(page, anchor) if page == SHEET_PAGE else f"{base}{page}.html#{anchor}".rstrip("#")
 
     book = "".join(finish(name, page, names, inside) for name, page in found.items())
-    imprint = f'<p class="imprint">Version {importlib.metadata.version("vaecourse")} of <a href="{base}">{base}</a></p>'
+    version = importlib.metadata.version("vaecourse")
+    imprint = f'<p class="imprint">Version {version} of <a href="{base}">{base}</a></p>'
     written = {"book": book.replace("</h1>", f"</h1>\n{imprint}", 1)}
     if SHEET_PAGE in found:
-        written["sheet"] = f'<article class="bd-article">{finish(SHEET_PAGE, found[SHEET_PAGE], names, outside)}'
+        written["sheet"] = (
+            f'<article class="bd-article">{finish(SHEET_PAGE, found[SHEET_PAGE], names, outside)}'
+        )
     return {
         kind: PAGE.format(title=TITLE.search(article)[1], head=head, kind=kind, article=article)
         for kind, article in written.items()
@@ -135,8 +146,7 @@ def print_pages(targets: dict[str, Path]) -> None:
             asked: list[str] = []
             page.on("request", lambda request, asked=asked: asked.append(request.url))
             page.goto(path.as_uri())
-            page.wait_for_function("window.MathJax && MathJax.startup && MathJax.startup.promise")
-            page.evaluate("MathJax.startup.promise.then(() => document.fonts.ready)")
+            page.evaluate(SET)
             if foreign := [url for url in asked if not url.startswith(("file:", "data:"))]:
                 sys.exit(f"The page asks other hosts: {', '.join(foreign)}")
             pdf = page.pdf(prefer_css_page_size=True, print_background=True, tagged=True, outline=True)
