@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urljoin
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 SINGLE = ROOT / "_build" / "pdf" / "_build" / "singlehtml"
@@ -28,7 +28,10 @@ PAGE = """<!DOCTYPE html>
 <meta charset="utf-8">
 <title>{title}</title>
 {head}
-<script>MathJax.startup = {{ typeset: false }}</script>
+<script>
+MathJax.startup = {{ typeset: false }};
+MathJax.options.menuOptions = {{ settings: {{ assistiveMml: false }} }}; // what is hidden is not printed
+</script>
 <link rel="stylesheet" href="_static/print.css">
 </head>
 <body class="{kind}"><main class="bd-content">
@@ -42,6 +45,20 @@ SET = """async () => {
   await MathJax.startup.promise;
   await MathJax.typesetPromise();
   await document.fonts.ready;
+}"""
+WIDTHS = {"book": 210 - 2 * 18, "sheet": 210 - 2 * 10}  # mm of print, as in print.css
+FAULTS = """() => {
+  const faults = [];
+  const report = (what, found) => found.forEach((one) => {
+    faults.push(`${what}: ${(one.alt || one.textContent).trim().slice(0, 80)}`);
+  });
+  const all = (selector) => [...document.querySelectorAll(selector)];
+  const isOut = (one) => one.getBoundingClientRect().right > innerWidth + 1;
+  report("no mathematics", all("mjx-merror, .math:not(:has(mjx-container))"));
+  report("no image", all("img").filter((image) => !image.naturalWidth));
+  report("sticks out", all("main :not(mjx-container *)").filter(isOut));
+  report("sticks out", all("mjx-math").filter(isOut));
+  return faults;
 }"""
 ARTICLE = re.compile(r'<article class="bd-article">.*</article>', re.DOTALL)
 HEAD = re.compile(
@@ -130,25 +147,34 @@ def printable(single: str) -> dict[str, str]:
     }
 
 
-def print_pages(targets: dict[str, Path]) -> None:
-    """Print the named pages of the single-page build to files."""
-    source = SINGLE / "book" / "index.html"
+def faults(page: Page, width: float) -> list[str]:
+    """Return what would look wrong on paper, where a page is as wide as it is printed, in mm."""
+    page.set_viewport_size({"width": round(width / 25.4 * 96), "height": 1000})
+    page.emulate_media(media="print")
+    page.evaluate(SET)
+    return page.evaluate(FAULTS)
+
+
+def print_pages(targets: dict[str, Path], single: Path = SINGLE) -> None:
+    """Print the book, the sheet or both to files, from a folder with the single-page build."""
+    source = single / "book" / "index.html"
     if not source.is_file():
-        sys.exit(f"{source.relative_to(ROOT)} is missing: `make pdf` builds it.")
+        sys.exit(f"{source} is missing: `make pdf` builds it.")
     written = printable(source.read_text("utf-8"))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
         for kind, target in targets.items():
-            path = SINGLE / f"{kind}.html"
+            path = single / f"{kind}.html"
             path.write_text(written[kind], "utf-8")
             page = browser.new_page()
             page.set_default_timeout(180_000)
             asked: list[str] = []
             page.on("request", lambda request, asked=asked: asked.append(request.url))
             page.goto(path.as_uri())
-            page.evaluate(SET)
-            if foreign := [url for url in asked if not url.startswith(("file:", "data:"))]:
-                sys.exit(f"The page asks other hosts: {', '.join(foreign)}")
+            found = faults(page, WIDTHS[kind])
+            found += [f"asks another host: {url}" for url in asked if not url.startswith(("file:", "data:"))]
+            if found:
+                sys.exit("\n".join([f"{path} cannot be printed:", *found]))
             pdf = page.pdf(prefer_css_page_size=True, print_background=True, tagged=True, outline=True)
             # without the time of printing, equal pages give equal files
             target.write_bytes(DATE.sub(b"20000101000000+00'00'", pdf))
