@@ -68,6 +68,9 @@ HEAD = re.compile(
 )
 TITLE = re.compile(r"<h1[^>]*>(.*?)<a ", re.DOTALL)
 PLAIN = re.compile(r'<span class="(?:n|p|w|nn)">([^<]*)</span>')  # code in the colour of text
+STOPPED = re.compile(
+    r'[(“]?<span class="math [^"]*">[^<]*</span>[.,;:?!)”’]+'
+)  # or a line may begin with a stop
 DATE = re.compile(rb"(?<=\(D:)\d{14}[^)]*(?=\))")
 
 
@@ -105,6 +108,7 @@ def finish(name: str, page: str, names: list[str], link: Callable[[str, str], st
         return f' href="{address}"'
 
     page = PLAIN.sub(r"\1", page)  # makes the file a third smaller, as every element becomes a tag
+    page = STOPPED.sub(r'<span class="unbroken">\g<0></span>', page)
     page = re.sub(r' id="([^"]*)"', rf' id="{name}/\1"', page)
     page = re.sub(r' href="([^"]*)"', relink, page)
     if name != names[0]:
