@@ -9,7 +9,6 @@ import importlib.metadata
 import re
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -68,9 +67,8 @@ HEAD = re.compile(
 )
 TITLE = re.compile(r"<h1[^>]*>(.*?)<a ", re.DOTALL)
 PLAIN = re.compile(r'<span class="(?:n|p|w|nn)">([^<]*)</span>')  # code in the colour of text
-STOPPED = re.compile(
-    r'[(“]?<span class="math [^"]*">[^<]*</span>[.,;:?!)”’]+'
-)  # or a line may begin with a stop
+# A formula with the stop after it; else the stop may begin the next line.
+STOPPED = re.compile(r'[(“]?<span class="math [^"]*">[^<]*</span>[.,;:?!)”’]+')
 DATE = re.compile(rb"(?<=\(D:)\d{14}[^)]*(?=\))")
 
 
@@ -90,21 +88,22 @@ def pages(single: str) -> dict[str, str]:
     return {"book/index": first, **dict(zip(rest[::2], rest[1::2], strict=True))}
 
 
-def absolute(address: str, name: str, base: str) -> str:
-    """Return the address on the site of what a page links to, unless it is on a page of the book."""
-    if address.startswith("#"):
-        return address
-    return urljoin(base if address.startswith("_downloads/") else f"{base}{name}.html", address)
+def finish(name: str, page: str, names: list[str], base: str, is_alone: bool = False) -> str:
+    """Return a page with anchors of its own, links that work on paper, and headings from h1 on.
 
-
-def finish(name: str, page: str, names: list[str], link: Callable[[str, str], str]) -> str:
-    """Return a page with anchors of its own, links as `link` writes them, and headings from h1 on."""
+    Links lead into the book, or to the site at `base` if the page is printed alone or they leave the book.
+    """
 
     def relink(match: re.Match[str]) -> str:
         address = match[1]
         if address.startswith("#"):
             target, _, anchor = address[1:].rpartition("/")
-            address = link(*((target, anchor) if target in names else (name, address[1:])))
+            if target not in names:
+                target, anchor = name, address[1:]
+            is_inside = not is_alone or target == name
+            address = f"#{target}/{anchor}" if is_inside else f"{base}{target}.html#{anchor}".rstrip("#")
+        else:  # downloads are named from the site's root, everything else from the page
+            address = urljoin(base if address.startswith("_downloads/") else f"{base}{name}.html", address)
         return f' href="{address}"'
 
     page = PLAIN.sub(r"\1", page)  # makes the file a third smaller, as every element becomes a tag
@@ -126,25 +125,12 @@ def printable(single: str) -> dict[str, str]:
     assert canonical, "_config.yml has no baseurl"
     base = canonical[1].removesuffix(f"{names[0]}.html")
     head = "\n".join(HEAD.findall(single))
-    found = {
-        name: re.sub(r' href="([^"]*)"', lambda m, name=name: f' href="{absolute(m[1], name, base)}"', page)
-        for name, page in found.items()
-    }
-
-    def inside(page: str, anchor: str) -> str:
-        return f"#{page}/{anchor}"
-
-    def outside(page: str, anchor: str) -> str:
-        return inside(page, anchor) if page == SHEET_PAGE else f"{base}{page}.html#{anchor}".rstrip("#")
-
-    book = "".join(finish(name, page, names, inside) for name, page in found.items())
+    book = "".join(finish(name, page, names, base) for name, page in found.items())
     version = importlib.metadata.version("vaecourse")
     imprint = f'<p class="imprint">Version {version} of <a href="{base}">{base}</a></p>'
     written = {"book": book.replace("</h1>", f"</h1>\n{imprint}", 1)}
-    if SHEET_PAGE in found:
-        written["sheet"] = (
-            f'<article class="bd-article">{finish(SHEET_PAGE, found[SHEET_PAGE], names, outside)}'
-        )
+    sheet = finish(SHEET_PAGE, found[SHEET_PAGE], names, base, is_alone=True)
+    written["sheet"] = f'<article class="bd-article">{sheet}'
     return {
         kind: PAGE.format(title=TITLE.search(article)[1], head=head, kind=kind, article=article)
         for kind, article in written.items()
