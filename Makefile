@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help book test nightly bench serve notebooks coursework live format constraints clean
+.PHONY: help book pdf test nightly bench serve notebooks coursework live format constraints clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -11,6 +11,10 @@ help:  ## list the verbs
 book: $(VENV)/.book  ## execute every chapter and build the site; warnings are errors
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
 	@echo "The site: file://$(CURDIR)/_build/html/index.html"
+
+pdf: $(VENV)/.test  ## print the whole book, and the cheat sheet alone, as PDF; needs Chromium
+	$(BIN)/jupyter-book build . --all -W -n --keep-going --builder singlehtml --path-output _build/pdf
+	$(BIN)/python book/_ext/print_pdf.py
 
 test: $(VENV)/.test  ## run everything that must pass, one line per stage
 	$(BIN)/python -m tests

@@ -18,10 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / "_build" / "test"
 PYTHON = [sys.executable, "-m"]
 PYTEST = [*PYTHON, "pytest", "-q", "--color=no", "--tb=short"]
-SITE_TEST, PAPERMILL_TEST = "tests/test_site.py", "tests/test_papermill.py"
+SITE_TESTS, PAPERMILL_TEST = ["tests/test_site.py", "tests/test_pdf.py"], "tests/test_papermill.py"
 COUNT = re.compile(r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed)\b")
 COLOR = re.compile(r"\x1b\[[\d;]*m")
 PACKAGE = ["tests", "vaecourse"]
+LATER = [f"--ignore={test}" for test in [*SITE_TESTS, PAPERMILL_TEST]]
 TAIL = 60
 
 
@@ -49,12 +50,12 @@ STAGES = [
     Stage("docstrings", [[*PYTHON, "numpydoc", "lint", *files("vaecourse/*.py")]]),
     Stage(
         "unit",
-        [[*PYTEST, "-m", "not slow", f"--ignore={SITE_TEST}", f"--ignore={PAPERMILL_TEST}", *PACKAGE]],
+        [[*PYTEST, "-m", "not slow", *LATER, *PACKAGE]],
     ),
     # Without --all or with an old doctree, -W forgets the warnings of the previous build.
     Stage(
         "site",
-        [SITE, *([[*PYTEST, SITE_TEST]] if (ROOT / SITE_TEST).exists() else [])],
+        [SITE, [*PYTEST, *SITE_TESTS]],
         stale=("_build/html", "_build/.doctrees"),
     ),
     Stage(

@@ -70,6 +70,6 @@ class Watch:
 
 
 def settle(page: Page) -> None:
-    """Wait until all mathematics is set; the site's policy forbids `wait_for_function`, which evaluates text."""
+    """Wait until all mathematics is set; the site's policy forbids Playwright's `wait_for_function`."""
     if page.evaluate("document.querySelectorAll('.math').length"):
         page.evaluate("MathJax.startup.promise")

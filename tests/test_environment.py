@@ -42,7 +42,7 @@ def tracked_texts() -> dict[str, str]:
     contents = {
         name: (ROOT / name).read_bytes() for name in set(listed.split("\0")) if (ROOT / name).is_file()
     }
-    return {name: data.decode("utf-8") for name, data in contents.items() if b"\0" not in data[:8192]}
+    return {name: data.decode("utf-8") for name, data in contents.items() if b"\0" not in data}
 
 
 def requirement_name(text: str) -> str:

@@ -412,9 +412,9 @@ def test_not_found_page_works_at_any_depth(browser, tmp_path):
         watch = Watch(page)
         page.goto(f"{address}some/where/else.html")
         page.wait_for_load_state("networkidle")
-        assert page.locator("h1").inner_text().startswith("Page not found")
+        assert page.locator("article h1").inner_text().startswith("Page not found")
         page.locator(".bd-sidenav a").first.click()
-        assert page.locator("h1").first.inner_text().startswith("What a VAE loss assumes")
+        assert page.locator("article h1").inner_text().startswith("What a VAE loss assumes")
         page.close()
     assert watch.errors == []
 

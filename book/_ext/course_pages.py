@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
+from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util import logging
@@ -193,11 +194,38 @@ def finish_pages(app: Sphinx, exception: Exception | None) -> None:
     )
 
 
+def lend_handlers(app: Sphinx) -> None:
+    """Let the single-page builder, of which the PDF is made, write everything that the site's can.
+
+    sphinx_exercise registers its nodes for "singlehtml" by name, and from then on Sphinx no longer falls
+    back to what other extensions have registered for "html": cells and citations could not be written.
+    """
+    handlers, name = app.registry.translation_handlers, app.builder.name
+    if name == "singlehtml":
+        handlers[name] = {**handlers.get("html", {}), **handlers.get(name, {})}
+
+
+def name_pages(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Let links of the single page say which page they lead to, as ``#page/anchor``.
+
+    Anchors such as "summary" occur on many pages, and the builder is about to forget whose was meant;
+    print_pdf.py gives the anchors their pages.
+    """
+    if app.builder.name != "singlehtml":
+        return
+    for link in doctree.findall(nodes.reference):
+        if link.get("refuri", "").startswith("#document-"):
+            page, _, anchor = link["refuri"].removeprefix("#document-").partition("#")
+            link["refuri"] = f"#{page}/{anchor}"
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the hooks."""
     app.add_config_value("course_descriptions", {}, "html", types=(dict,))
     app.connect("config-inited", switch_off_thebe)
     app.connect("config-inited", address_libraries)
+    app.connect("builder-inited", lend_handlers)
+    app.connect("doctree-resolved", name_pages)
     app.connect("html-page-context", describe_page, priority=100)  # before sphinxext.opengraph reads it
     app.connect("html-page-context", choose_scripts, priority=900)
     app.connect("build-finished", finish_pages, priority=900)  # after every other extension
