@@ -302,9 +302,6 @@ def hostile_site(tmp_path_factory) -> Path:
     command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", str(source), str(source / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    shutil.move(
-        source / "out" / "index.html", source / "out" / "page.html"
-    )  # the extension writes a redirect
     return source / "out"
 
 
@@ -352,6 +349,14 @@ RULES = {
         "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"],
     }
 }
+# Words of code are coloured by their class: the first of each says all, and thousands take axe long.
+ONE_TOKEN_OF_EACH_KIND = """(() => {
+  const seen = new Set();
+  document.querySelectorAll(".highlight span[class]").forEach((token) => {
+    if (seen.has(token.className)) token.replaceWith(...token.childNodes);
+    else seen.add(token.className);
+  });
+})()"""
 COLORS = {"runOnly": {"type": "rule", "values": ["color-contrast", "link-in-text-block"]}}
 
 
@@ -367,6 +372,7 @@ def test_page_is_accessible(page_name, address, browser):
     formulas = "document.querySelectorAll('mjx-container')"
     silent = page.evaluate(f"[...{formulas}].filter(e => !e.querySelector('mjx-assistive-mml math')).length")
     page.evaluate(f"{formulas}.forEach(e => e.replaceWith(document.createTextNode('formula')))")
+    page.evaluate(ONE_TOKEN_OF_EACH_KIND)
     found = {}
     for mode, rules in {"light": RULES, "dark": COLORS}.items():
         page.evaluate("mode => { document.documentElement.dataset.theme = mode }", mode)
