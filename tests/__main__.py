@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / "_build" / "test"
 PYTHON = [sys.executable, "-m"]
 PYTEST = [*PYTHON, "pytest", "-q", "--color=no", "--tb=short"]
-SITE_TESTS, PAPERMILL_TEST = ["tests/test_site.py", "tests/test_pdf.py"], "tests/test_papermill.py"
+SITE_TESTS = ["tests/test_site.py", "tests/test_live.py", "tests/test_pdf.py"]  # of what the build has made
+PAPERMILL_TEST = "tests/test_papermill.py"
 COUNT = re.compile(r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed)\b")
 COLOR = re.compile(r"\x1b\[[\d;]*m")
 PACKAGE = ["tests", "vaecourse"]
