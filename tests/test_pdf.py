@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from playwright.sync_api import Browser
 from pypdf import PdfReader
 from pypdf.generic import Destination
 
-from tests.browser import ROOT, SITE, launch, needs_browser
+from tests.browser import ROOT, SITE, needs_browser
 
 pytestmark = needs_browser
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
@@ -66,13 +65,7 @@ def printer():
 
 
 @pytest.fixture(scope="module")
-def chrome() -> Iterator[Browser]:
-    with launch() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, printer) -> Path:
+def folder(tmp_path_factory, printer, browser) -> Path:
     """The single-page build, with book.pdf and sheet.pdf."""
     output = tmp_path_factory.mktemp("pdf")
     command = [
@@ -88,7 +81,7 @@ def folder(tmp_path_factory, printer) -> Path:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     single = output / "_build" / "singlehtml"
-    printer.print_pages({"book": single / "book.pdf", "sheet": single / "sheet.pdf"}, single)
+    printer.print_pages(browser, {"book": single / "book.pdf", "sheet": single / "sheet.pdf"}, single)
     return single
 
 
@@ -227,9 +220,9 @@ def test_only_mathjax_runs_in_what_is_printed(folder):
         ("<p class='math'>x^2</p>", "no mathematics: x^2"),
     ],
 )
-def test_faults_are_found_before_printing(body, fault, folder, printer, chrome):
+def test_faults_are_found_before_printing(body, fault, folder, printer, browser):
     """Printing ends with a message where something would look wrong; the fixtures have printed the book."""
-    page = chrome.new_page()
+    page = browser.new_page()
     article = f'<article class="bd-article">{body}</article>'
     head = (folder / "book.html").read_text("utf-8").split("<main")[0]
     (folder / "faulty.html").write_text(f"{head}<main>{article}</main></body></html>", "utf-8")

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urljoin
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 SINGLE = ROOT / "_build" / "pdf" / "_build" / "singlehtml"
@@ -145,33 +145,33 @@ def faults(page: Page, width: float) -> list[str]:
     return page.evaluate(FAULTS)
 
 
-def print_pages(targets: dict[str, Path], single: Path = SINGLE) -> None:
+def print_pages(browser: Browser, targets: dict[str, Path], single: Path = SINGLE) -> None:
     """Print the book, the sheet or both to files, from a folder with the single-page build."""
     source = single / "book" / "index.html"
     if not source.is_file():
         sys.exit(f"{source} is missing: `make pdf` builds it.")
     written = printable(source.read_text("utf-8"))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
-        for kind, target in targets.items():
-            path = single / f"{kind}.html"
-            path.write_text(written[kind], "utf-8")
-            page = browser.new_page()
-            page.set_default_timeout(180_000)
-            asked: list[str] = []
-            page.on("request", lambda request, asked=asked: asked.append(request.url))
-            page.goto(path.as_uri())
-            found = faults(page, WIDTHS[kind])
-            found += [f"asks another host: {url}" for url in asked if not url.startswith(("file:", "data:"))]
-            if found:
-                sys.exit("\n".join([f"{path} cannot be printed:", *found]))
-            pdf = page.pdf(prefer_css_page_size=True, print_background=True, tagged=True, outline=True)
-            # without the time of printing, equal pages give equal files
-            target.write_bytes(DATE.sub(b"20000101000000+00'00'", pdf))
-            page.close()
-        browser.close()
+    for kind, target in targets.items():
+        path = single / f"{kind}.html"
+        path.write_text(written[kind], "utf-8")
+        page = browser.new_page()
+        page.set_default_timeout(180_000)
+        asked: list[str] = []
+        page.on("request", lambda request, asked=asked: asked.append(request.url))
+        page.goto(path.as_uri())
+        found = faults(page, WIDTHS[kind])
+        found += [f"asks another host: {url}" for url in asked if not url.startswith(("file:", "data:"))]
+        if found:
+            sys.exit("\n".join([f"{path} cannot be printed:", *found]))
+        pdf = page.pdf(prefer_css_page_size=True, print_background=True, tagged=True, outline=True)
+        # without the time of printing, equal pages give equal files
+        target.write_bytes(DATE.sub(b"20000101000000+00'00'", pdf))
+        page.close()
 
 
 if __name__ == "__main__":
-    print_pages({"book": BOOK, "sheet": SHEET})
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+        print_pages(browser, {"book": BOOK, "sheet": SHEET})
+        browser.close()
     print(f"The book: file://{BOOK}")
