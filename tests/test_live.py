@@ -375,6 +375,307 @@ def test_regression_buttons_reach_the_minimum(page):
     assert compare(page)["sse"] == pytest.approx(line["sse"])
 
 
+# --- what a reader sees ----------------------------------------------------------------------------------
+
+
+def drawn(plot: Locator) -> dict:
+    """Marks of a plot by their class, in the data coordinates that its tick labels give."""
+    ticks = plot.locator(".live-frame text:not([transform])").evaluate_all(
+        "all => all.map(t => [t.getAttribute('text-anchor'), +t.getAttribute('x'), +t.getAttribute('y'),"
+        " t.textContent.replace('−', '-')])"
+    )
+    scales = []
+    for axis, (anchor, shift) in enumerate([("middle", 0), ("end", -4)]):
+        found = [tick for tick in ticks if tick[0] == anchor and re.fullmatch(r"-?[\d.]+(e-?\d+)?", tick[3])]
+        at = np.array([tick[1 + axis] + shift for tick in found])
+        values = np.array([float(tick[3]) for tick in found])
+        is_log = (values > 0).all() and not np.allclose(np.diff(values, 2), 0)
+        is_log |= len(values) == 2 and values[1] == 10 * values[0]
+        slope, intercept = np.polyfit(at, np.log10(values) if is_log else values, 1)
+        scales.append((slope, intercept, is_log))
+
+    def place(points: list) -> np.ndarray:
+        values = np.array(points, dtype=float).reshape(-1, 2) * [s[0] for s in scales]
+        values += [s[1] for s in scales]
+        for axis, (_, _, is_log) in enumerate(scales):
+            if is_log:
+                values[:, axis] = 10 ** values[:, axis]
+        return values
+
+    marks = plot.locator("svg > g:not(.live-frame) *").evaluate_all(
+        """all => all.map(e => {
+             const n = (name) => +e.getAttribute(name), shape = e.tagName;
+             const text = e.getAttribute('d') ?? e.getAttribute('points') ?? '';
+             const corners = [n('x'), n('y'), n('x') + n('width'), n('y') + n('height')];
+             const simple = {rect: corners, circle: [n('cx'), n('cy')]}[shape];
+             const pairs = simple ?? (text.match(/-?[\\d.]+/g) ?? []).map(Number);
+             return [`${shape} ${e.getAttribute('class')}`, pairs];
+           })"""
+    )
+    result: dict = {}
+    for name, pairs in marks:
+        if not name.startswith(("text", "g ")):
+            result.setdefault(name, []).append(place(pairs))
+    return result
+
+
+def grey(canvas: Locator) -> Tensor:
+    """What a canvas shows, from 0 (black) to 255."""
+    pixels = canvas.evaluate(
+        "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].filter((_, i) => i % 4 == 0)"
+    )
+    height = int(canvas.get_attribute("height") or 0)
+    return torch.tensor(pixels, dtype=torch.float64).reshape(height, -1)
+
+
+def ink(canvas: Locator) -> Tensor:
+    """Where a canvas is painted on."""
+    alpha = canvas.evaluate(
+        "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].filter((_, i) => i % 4 == 3)"
+    )
+    return torch.tensor(alpha).reshape(int(canvas.get_attribute("height") or 0), -1) > 128
+
+
+def in_words(text: str) -> list[float]:
+    """The numbers of a read-out."""
+    return [
+        float(number.replace("−", "-")) for number in re.findall(r"−?\d[\d.]*(?<!\.)(?:e[−+]?\d+)?", text)
+    ]
+
+
+def test_latent_plane_paints_what_it_computes(page):
+    for sliders in [(1.5, -1.0), (-2.0, 0.5)]:
+        for index, value in enumerate(sliders):
+            set_range(page.locator("latent-plane input[type=range]").nth(index), value)
+        reading = page.locator("latent-plane .live-reading").inner_text()
+        assert in_words(reading)[:2] == list(sliders)
+        assert in_words(reading)[2] == pytest.approx(math.hypot(*sliders), rel=1e-2)
+        values = torch.tensor(
+            page.evaluate("[...document.querySelector('latent-plane').values]"), dtype=torch.float64
+        )
+        shown = grey(page.locator("latent-plane .live-pixels"))
+        assert (shown.flatten() - 255 * values.clamp(0, 1)).abs().max() <= 0.51
+        assert "Shown: the decoded mean." in reading
+        data = read("plane")
+        codes = array(data["codes"], "<i2").reshape(-1, 2) * data["codeUnit"]
+        distance, index = (codes - torch.tensor(sliders)).norm(dim=1).min(0)
+        said = re.search(r"images is a (\d), (\S+) away", reading)
+        assert said and said[1] == data["labels"][index]
+        assert float(said[2]) == pytest.approx(distance.item(), rel=0.06)
+    box = page.locator("latent-plane").get_by_label("show a draw")
+    box.check()
+    assert (
+        "a draw, the mean plus noise of scale 0.187"
+        in page.locator("latent-plane .live-reading").inner_text()
+    )
+    box.uncheck()
+
+
+def test_latent_plane_draws_codes_circles_and_ring_where_they_belong(page):
+    canvas = page.locator("latent-plane .live-drag")
+    size = int(canvas.get_attribute("width") or 0)
+    for index, value in enumerate([3.0, -2.5]):
+        set_range(page.locator("latent-plane input[type=range]").nth(index), value)
+    box = page.locator("latent-plane").get_by_label("show where test images lie")
+    with_codes = ink(canvas)
+    box.uncheck()
+    without = ink(canvas)
+    box.check()
+
+    def at(first: float, second: float) -> tuple[slice, slice]:
+        row, column = round(size * (4 - second) / 8), round(size * (first + 4) / 8)
+        return slice(row - 4, row + 5), slice(column - 4, column + 5)
+
+    assert without[at(3.0, -2.5)].all()
+    assert not without[at(3.0, 2.5)].any()
+    for first, second in [(1, 0), (0, 1), (-2, 0), (0, -2)]:
+        assert without[at(first, second)].any()
+    assert not without[at(0, 0)].any() and not without[at(3, 0)].any()
+    data = read("plane")
+    codes = array(data["codes"], "<i2").reshape(-1, 2).numpy() * data["codeUnit"]
+    counts = np.histogram2d(-codes[:, 1], codes[:, 0], bins=16, range=[[-4, 4], [-4, 4]])[0]
+    painted = (with_codes & ~without).reshape(16, size // 16, 16, size // 16).sum((1, 3)).numpy()
+    ranks = [counts.flatten().argsort().argsort(), painted.flatten().argsort().argsort()]
+    assert np.corrcoef(*ranks)[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("sigma", [0.2, 0.6, 3.0])
+def test_drag_sigma_draws_spectrum_and_landscape(page, eigenvalues, sigma):
+    control, chosen = page.locator("drag-sigma input[type=range]").all()
+    set_range(control, math.log10(sigma))
+    set_range(chosen, 5)
+    shown, lam = state(page, "drag-sigma"), eigenvalues[4].item()
+    assert float(control.get_attribute("aria-valuetext") or "") == pytest.approx(shown["sigma"], rel=0.01)
+    assert in_words(chosen.get_attribute("aria-valuetext") or "") == pytest.approx([5, lam], rel=0.01)
+    plots = page.locator("drag-sigma .live-plot:has(svg)")
+    spectrum, landscape = drawn(plots.nth(0)), drawn(plots.nth(1))
+    blue = [mark[0, 1] for mark in spectrum.get("rect live-blue", [])]
+    faint = [mark[0, 1] for mark in spectrum.get("rect live-faint", [])]
+    assert blue + faint == pytest.approx(eigenvalues[:60].tolist(), rel=0.01)
+    assert len(blue) == min(shown["active"], 60)
+    (level,) = spectrum["path live-stroke-orange"]
+    assert level[:, 1] == pytest.approx([shown["variance"]] * 2, rel=0.01)
+    assert f"{shown['active']} direction" in plots.nth(0).locator(".live-title").inner_text()
+
+    variance = shown["variance"]
+
+    def cost(gain: np.ndarray) -> np.ndarray:
+        total = gain**2 + variance
+        return 0.5 * (np.log(total / variance) + lam / total - lam / variance)
+
+    (curve,) = landscape["path live-stroke-blue"]
+    height = np.ptp(curve[:, 1])
+    assert curve[:, 1] == pytest.approx(cost(curve[:, 0]), abs=0.01 * height)
+    gain = math.sqrt(max(lam - variance, 0))
+    circles = np.concatenate(landscape["circle live-orange"])
+    assert sorted({round(abs(x), 2) for x in circles[:, 0]}) == pytest.approx([gain], abs=0.02)
+    assert circles[:, 1] == pytest.approx([curve[:, 1].min()] * len(circles), abs=0.01 * height)
+    title = plots.nth(1).locator(".live-title").inner_text()
+    if gain:
+        assert in_words(title) == pytest.approx([5, -float(cost(np.array(gain)))], rel=0.01)
+    else:
+        assert "does not pay" in title
+
+
+def test_drag_sigma_shows_the_nearest_trained_model(page):
+    """Its images, its draws with the noise of its scale, and what it pays."""
+    ladder, control = read("ladder"), page.locator("drag-sigma input[type=range]").first
+    canvas, box = (
+        page.locator("drag-sigma .live-pixels"),
+        page.locator("drag-sigma").get_by_label("show draws"),
+    )
+    originals = array(ladder["images"], "u1").reshape(10, 28, 28).transpose(0, 1).reshape(28, 280)
+    for sigma in [0.12, 0.75, 1.3, 10.0, 18.0]:
+        set_range(control, math.log10(sigma))
+        rung = min(ladder["rungs"], key=lambda rung: abs(math.log(rung["variance"] / sigma**2)))
+        means = array(rung["means"], "u1").reshape(10, 28, 28).transpose(0, 1).reshape(28, 280)
+        shown = grey(canvas)
+        assert torch.equal(shown[:28], originals.double()) and torch.equal(shown[-28:], means.double())
+        title = page.locator("drag-sigma .live-title").last.inner_text()
+        expected = [rung["variance"], rung["kl"], rung["activeUnits"], 20, rung["sse"] / 784]
+        assert in_words(title.replace("σ²", "")) == pytest.approx(expected, rel=0.01)
+        box.check()
+        noisy, scale = grey(canvas), math.sqrt(rung["variance"])
+        box.uncheck()
+        assert torch.equal(noisy[:28], originals.double())
+        is_above = (noisy[-28:] > means).double()[(means > 100) & (means < 155)]
+        assert is_above.numel() < 100 or 0.35 < is_above.mean() < 0.65
+        white = (noisy[-28:] == 255).double()  # of Gaussian noise, what lies above 1
+        below = torch.special.ndtr((1 - 0.5 / 255 - means.double() / 255) / scale)
+        assert white.mean().item() == pytest.approx((1 - below).mean().item(), abs=0.02)
+
+
+def test_regression_draws_and_says_what_it_computes(page):
+    figure = page.locator("gaussian-regression")
+    for index, value in enumerate([1.2, 0.4, math.log10(0.6)]):
+        set_range(figure.locator("input[type=range]").nth(index), value)
+    shown = state(page, "gaussian-regression")
+    intercept, slope, sigma = shown["intercept"], shown["slope"], shown["sigma"]
+    plots = figure.locator(".live-plot:has(svg)")
+    left, right = drawn(plots.nth(0)), drawn(plots.nth(1))
+    points = np.array(shown["points"])
+    assert np.concatenate(left["circle live-handle"]) == pytest.approx(points, abs=0.01)
+    (line,) = left["polyline live-stroke-blue"]
+    assert line[:, 1] == pytest.approx(intercept + slope * line[:, 0], abs=0.02)
+    sticks = np.array(left["path live-stroke-orange"])
+    assert sticks[:, 0] == pytest.approx(points, abs=0.02)
+    assert sticks[:, 1, 1] == pytest.approx(intercept + slope * points[:, 0], abs=0.02)
+    (band,) = left["polygon live-band"]
+    distance = band[:, 1] - intercept - slope * band[:, 0]
+    assert sorted(distance) == pytest.approx([-sigma, -sigma, sigma, sigma], abs=0.02)
+
+    count, sse = len(points), shown["sse"]
+    (curve,), (dot,) = right["path live-stroke-blue"], right["circle live-orange"]
+    nll = sse / (2 * curve[:, 0] ** 2) + count / 2 * np.log(2 * np.pi * curve[:, 0] ** 2)
+    assert curve[:, 1] == pytest.approx(nll, abs=0.02 * np.ptp(nll))
+    assert dot[0] == pytest.approx([sigma, shown["nll"]], rel=0.02)
+    title = plots.nth(1).locator(".live-title").inner_text()
+    assert in_words(title) == pytest.approx([math.sqrt(sse / count), sigma], rel=1e-2)
+    gradient = shown["gradient"]
+    said = in_words(figure.locator(".live-reading").inner_text())
+    expected = [sse, shown["nll"], gradient["intercept"], gradient["slope"], gradient["logSigma"]]
+    assert said == pytest.approx(expected, rel=1e-2)
+
+    set_range(figure.locator("input[type=range]").nth(2), math.log10(0.3))
+    halved = state(page, "gaussian-regression")
+    ratio = (sigma / halved["sigma"]) ** 2
+    for name in ["intercept", "slope"]:
+        assert halved["gradient"][name] == pytest.approx(ratio * gradient[name])
+    assert "Halving σ multiplies the first two by four." in figure.locator(".live-reading").inner_text()
+
+
+def test_regression_starts_again_as_often_as_asked(page):
+    figure = page.locator("gaussian-regression")
+    again = figure.get_by_role("button", name="start again")
+    again.click()
+    first = state(page, "gaussian-regression")["points"]
+    for _ in range(2):
+        figure.locator("circle[role=slider]").first.focus()
+        page.keyboard.press("PageUp")
+        assert state(page, "gaussian-regression")["points"][0][1] == pytest.approx(first[0][1] + 1)
+        again.click()
+        assert state(page, "gaussian-regression")["points"] == first
+
+
+def test_calculator_shows_what_it_finds_for_the_chosen_options(page):
+    """Each control sets the option that its label names, and the table says what was found."""
+    figure = page.locator("loss-calculator")
+
+    def control(label: str) -> Locator:
+        return figure.locator(f".live-field:has(> span:text-is('{label}'))").locator("select, input")
+
+    start = state(page, "loss-calculator")["options"]
+    selects = {
+        "over the D numbers": "pixels",
+        "over the batch": "reconBatch",
+        "KL over the K latents": "latents",
+        "KL over the batch": "klBatch",
+    }
+    for label, name in selects.items():
+        for value in ["sum", "mean", start[name]]:
+            control(label).select_option(value)
+            assert state(page, "loss-calculator")["options"] == {**start, name: value}
+    numbers = {
+        "weight": ("reconWeight", 0.5),
+        "KL weight": ("klWeight", 0.001),
+        "D": ("dataDim", 784),
+        "K": ("latentDim", 10),
+        "batch size": ("batchSize", 64),
+    }
+    for label, (name, value) in numbers.items():
+        control(label).fill(str(value))
+        assert state(page, "loss-calculator")["options"][name] == value
+
+    def rows() -> dict[str, str]:
+        cells = figure.locator("tbody tr").evaluate_all(
+            "all => all.map(row => [...row.children].map(cell => cell.textContent))"
+        )
+        return dict(cells)
+
+    found = state(page, "loss-calculator")["found"]  # weights 0.5 / 784 and 0.001: the variance is 0.784
+    assert rows() == {
+        "likelihood": "gaussian",
+        "scale": "σ = 0.8854",
+        "β": "0.784",
+        "weight of the summed error": f"{0.5 / 784:.4g}",
+        "weight of the summed KL": "0.001",
+        "negative ELBO": "yes",
+        "active latents on MNIST": "10",
+    }
+    assert found["beta"] == pytest.approx(0.784)
+    assert "σ = 0.8854 (σ² = 0.784)" in figure.locator(".live-reading").inner_text()
+    assert "changes with the batch size" not in figure.locator(".live-reading").inner_text()
+    control("KL over the batch").select_option("sum")
+    assert "β changes with the batch size; the values are for 64 examples" in figure.inner_text()
+    control("KL over the batch").select_option("mean")
+    control("reconstruction").select_option("logits")
+    assert rows()["negative ELBO"] == "no" and rows()["scale"] == "none"
+    control("reconstruction").select_option("squared")
+    for label, (name, _) in numbers.items():
+        control(label).fill(str(start[name]))
+    assert state(page, "loss-calculator")["options"] == start
+
+
 # --- what all of them share ------------------------------------------------------------------------------
 
 

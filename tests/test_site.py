@@ -483,6 +483,28 @@ def test_quiz_answers_mouse_and_keyboard(address, browser):
 
 
 @needs_browser
+def test_quiz_marks_the_chosen_answer_alone(address, browser):
+    """Choices are numbered as in the answer, one is marked, and other quizzes keep theirs."""
+    page = browser.new_page()
+    page.goto(f"{address}book/03_gaussian_to_mse.html")
+    quizzes = page.locator(".quiz.admonition").all()
+    for quiz in quizzes:
+        right = int(quiz.locator(".admonition strong").first.text_content().rstrip("."))
+        labels = quiz.locator("fieldset label")
+        for number in [*range(1, labels.count() + 1), right]:
+            chosen = labels.nth(number - 1)
+            assert chosen.inner_text().lstrip().startswith(f"{number}.")
+            chosen.locator("input").check()
+            marks = labels.evaluate_all("all => all.map(label => label.className)")
+            expected = [""] * labels.count()
+            expected[number - 1] = "quiz-right" if number == right else "quiz-wrong"
+            assert marks == expected
+    for quiz in quizzes:
+        assert quiz.locator("input:checked").count() == 1
+    page.close()
+
+
+@needs_browser
 def test_buttons_of_the_header_work(address, browser):
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.add_init_script("window.print = () => { window.printed = true }")
