@@ -392,6 +392,7 @@ def drawn(plot: Locator) -> dict:
         is_log = (values > 0).all() and not np.allclose(np.diff(values, 2), 0)
         is_log |= len(values) == 2 and values[1] == 10 * values[0]
         slope, intercept = np.polyfit(at, np.log10(values) if is_log else values, 1)
+        assert slope > 0 if axis == 0 else slope < 0  # to the right, and upwards
         scales.append((slope, intercept, is_log))
 
     def place(points: list) -> np.ndarray:
