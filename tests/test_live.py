@@ -367,6 +367,8 @@ def test_regression_buttons_reach_the_minimum(page):
     line = compare(page)
     gradient = line["gradient"]
     assert (gradient["intercept"], gradient["slope"]) == pytest.approx((0, 0), abs=1e-9)
+    shown = figure.locator("input[type=range]").nth(1).get_attribute("aria-valuetext").replace("−", "-")
+    assert float(shown) == pytest.approx(line["slope"], rel=0.01)
     set_range(figure.locator("input[type=range]").nth(2), -0.5)
     moved = compare(page)
     assert (moved["intercept"], moved["slope"]) == (line["intercept"], line["slope"])
@@ -661,7 +663,7 @@ def test_calculator_shows_what_it_finds_for_the_chosen_options(page):
         "weight of the summed error": f"{0.5 / 784:.4g}",
         "weight of the summed KL": "0.001",
         "negative ELBO": "yes",
-        "active latents on MNIST": "10",
+        "active latents of a linear VAE on MNIST": "10",
     }
     assert found["beta"] == pytest.approx(0.784)
     assert "σ = 0.8854 (σ² = 0.784)" in figure.locator(".live-reading").inner_text()

@@ -1,5 +1,5 @@
 "use strict";
-// <drag-sigma>: what the scale of a Gaussian decoder decides, with beta = 1; else read it as sqrt(beta) sigma.
+// <drag-sigma>: what the scale of a Gaussian decoder decides, with beta = 1.
 (() => {
   const { make, format, slider, reading, Plot, decode, normal, paint, define } = vaecourse.live;
   const { spectrum: { eigenvalues }, ladder } = vaecourse;
@@ -41,6 +41,8 @@
       });
       const level = Math.min(10, Math.max(0.01, variance));
       spectrum.line([[0, level], [SHOWN, level]], { class: "live-stroke-orange" });
+      spectrum.line([[K, 0.01], [K, 10]], { class: "live-stroke-dashed" });
+      spectrum.add("text", { x: spectrum.x(K) + 4, y: spectrum.box.top + 10 }, `${K} latents`);
       const { right } = spectrum.box;
       spectrum.add("text", { x: right, y: spectrum.y(level) - 6, "text-anchor": "end", class: "live-orange" },
         `σ² = ${format(variance, 3)}${variance > 10 ? " (above the plot)" : ""}`);
@@ -101,7 +103,7 @@
       label: "scale σ", min: -1, max: 1.3, step: 0.005, value: Math.log10(0.5), text: (value) => format(10 ** value, 3), onInput: () => update(),
     });
     const chosen = slider({
-      label: "latent", min: 1, max: SHOWN, step: 1, value: direction, text: (value) => `${value}, λ = ${format(eigenvalues[value - 1], 3)}`,
+      label: "latent", min: 1, max: K, step: 1, value: direction, text: (value) => `${value}, λ = ${format(eigenvalues[value - 1], 3)}`,
       onInput: (value) => { direction = value; update(); },
     });
     const box = make("input", { type: "checkbox", change: () => { isDraw = box.checked; update(); } });

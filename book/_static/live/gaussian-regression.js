@@ -3,6 +3,7 @@
 (() => {
   const { make, format, slider, reading, Plot, define } = vaecourse.live;
   const START = [[0.3, 0.5], [0.9, 1.7], [1.5, 1.2], [2.1, 2.4], [2.8, 2.0], [3.4, 3.3], [4.1, 2.9], [4.7, 4.2]];
+  const LINE = { intercept: 1.5, slope: 0.2, sigma: 1 };
 
   /** Squared error, negative log-likelihood in nats, and its gradient, for a line and a scale. */
   function measure(points, { intercept, slope, sigma }) {
@@ -41,9 +42,9 @@
     const back = plot.add("g", {}), lines = plot.add("g", {});
     const text = (value) => format(value, 3);
     const controls = {
-      intercept: slider({ label: "intercept", min: -1, max: 3, step: 0.01, value: 1.5, text, onInput: () => update() }),
-      slope: slider({ label: "slope", min: -1, max: 2, step: 0.01, value: 0.2, text, onInput: () => update() }),
-      sigma: slider({ label: "scale σ", min: -1, max: 0.477, step: 0.001, value: 0, text: (v) => format(10 ** v, 3), onInput: () => update() }),
+      intercept: slider({ label: "intercept", min: -1, max: 3, step: 0.01, value: LINE.intercept, text, onInput: () => update() }),
+      slope: slider({ label: "slope", min: -1, max: 2, step: 0.01, value: LINE.slope, text, onInput: () => update() }),
+      sigma: slider({ label: "scale σ", min: -1, max: 0.477, step: 0.001, value: Math.log10(LINE.sigma), text: (v) => format(10 ** v, 3), onInput: () => update() }),
     };
     const exact = {};  // what a button has set, finer than a slider's steps
     const handles = points.map((_, n) => {
@@ -98,10 +99,10 @@
       curve.line(scales.map((s) => [s, nll(s)]).filter(([, y]) => y < curve.axes.y.max), { class: "live-stroke-blue" });
       curve.add("circle", { cx: curve.x(sigma), cy: curve.y(found.nll), r: 7, class: "live-orange" });
       curve.title = `This line's best σ is √(SSE / N) = ${format(best, 3)}; you have ${format(sigma, 3)}`;
-      const { gradient } = found;
+      const gradient = (name) => format(Math.abs(found.gradient[name]) < 1e-9 ? 0 : found.gradient[name], 3);
       say(
         `SSE = ${format(found.sse)}, NLL = ${format(found.nll)} nats. ` +
-        `Gradient of the NLL: intercept ${format(gradient.intercept, 3)}, slope ${format(gradient.slope, 3)}, log σ ${format(gradient.logSigma, 3)}. ` +
+        `Gradient of the NLL: intercept ${gradient("intercept")}, slope ${gradient("slope")}, log σ ${gradient("logSigma")}. ` +
         `Halving σ multiplies the first two by four.`,
       );
       host.state = { points: points.map((p) => [...p]), ...now, ...found };
@@ -115,7 +116,10 @@
           make("div", { class: "live-buttons" },
             button("best line", () => Object.entries(leastSquares(points)).forEach(([name, value]) => set(name, value))),
             button("best σ", () => set("sigma", Math.min(3, Math.max(0.1, Math.sqrt(host.state.sse / points.length))))),
-            button("start again", () => START.forEach((point, n) => { points[n] = [...point]; }))))),
+            button("start again", () => {
+              START.forEach((point, n) => { points[n] = [...point]; });
+              Object.entries(LINE).forEach(([name, value]) => set(name, value));
+            })))),
       ...elements,
     );
     update();

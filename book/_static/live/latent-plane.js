@@ -6,6 +6,8 @@
   const LIMIT = 4, SIZE = 320, SIDE = 28;
   const COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"];
 
+  const a = (digit) => `${digit === "8" ? "an" : "a"} ${digit}`;
+
   /** Layers with their rounded weights spelled out, row by row. */
   function unpack(layers) {
     return layers.map(({ inputs, outputs, weights, scales, biases }) => {
@@ -92,9 +94,9 @@
       say(
         `z = (${fixed(z[0])}, ${fixed(z[1])}), ${format(Math.hypot(...z), 3)} from the middle of the prior. ` +
         `Shown: ${isDraw ? `a draw, the mean plus noise of scale ${format(plane.scale, 3)}` : "the decoded mean"}. ` +
-        `The nearest of ${plane.labels.length} test images is a ${label}, ${format(distance, 2)} away.`,
+        `The nearest of ${plane.labels.length} test images is ${a(label)}, ${format(distance, 2)} away.`,
       );
-      image.setAttribute("aria-label", `Image decoded at this point; the nearest test image is a ${label}`);
+      image.setAttribute("aria-label", `Image decoded at this point; the nearest test image is ${a(label)}`);
     }
 
     const clip = (value) => Math.min(LIMIT, Math.max(-LIMIT, value));

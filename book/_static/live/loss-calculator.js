@@ -69,7 +69,7 @@
         : `A Bernoulli likelihood has no scale that could absorb the weights: this is a β-VAE objective with β = ${format(beta)}, and no negative ELBO.`);
       if (options.dataDim === eigenvalues.length) {
         const least = eigenvalues.filter((value) => value > beta / 4).length;
-        sentences.push(`On MNIST at least ${Math.min(least, options.latentDim)} of ${options.latentDim} latents leave the point of collapse: ${least} directions vary by more than β/4.`);
+        if (least) sentences.push(`On MNIST at least ${Math.min(least, options.latentDim)} of ${options.latentDim} latents leave the point of collapse: ${least} directions vary by more than β/4.`);
       }
     }
     if (numActive !== null) sentences.push(`On MNIST a linear VAE would use ${numActive} of its ${options.latentDim} latents.`);
@@ -107,7 +107,7 @@
         "weight of the summed error": format(found.reconWeight),
         "weight of the summed KL": found.klWeight === null ? "none" : format(found.klWeight),
         "negative ELBO": found.isElbo ? "yes" : "no",
-        "active latents on MNIST": found.numActive === null ? "not defined here" : String(found.numActive),
+        "active latents of a linear VAE on MNIST": found.numActive === null ? "not defined here" : String(found.numActive),
       };
       table.replaceChildren(...Object.entries(rows).map(([name, value]) => make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, value))));
       code.textContent = write(options);
