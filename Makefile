@@ -23,7 +23,7 @@ nightly: $(VENV)/.test  ## run the slow sweeps that `make test` leaves out
 	$(BIN)/python -m pytest -m slow
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest tests/test_densities.py tests/test_divergences.py
 
-bench: $(VENV)/.bench  ## measure speed against other code on this machine; nothing else should run
+bench: $(VENV)/.bench $(VENV)/.book  ## measure speed against other code on this machine; nothing else should run
 	$(BIN)/python -m tests.benchmarks --output _build/benchmarks.json
 
 serve: book  ## build the site and serve it on this machine

@@ -1,10 +1,12 @@
 """What can be wrong with a benchmark: unequal contenders, a wrong count, a wrong table."""
 
+import gzip
 import json
 import math
 import platform
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import report
+from tests.benchmarks import report, website
 from tests.benchmarks.ceilings import step_flops, step_products
 from tests.benchmarks.growth import exponents
 from tests.benchmarks.libraries import pyro_svi, pythae_vae
@@ -33,6 +35,7 @@ from tests.benchmarks.record import write_weights
 from tests.benchmarks.report import Goal, Outcome, Row
 from tests.benchmarks.task import BATCH_SIZE, DATA_DIM, LATENT_DIM, new_vae
 from tests.benchmarks.textbook import Images, TextbookVAE, textbook_loss, to_tensor
+from tests.benchmarks.website import look_outcome, no_lighthouse, serve, stock_config, summary
 from tests.benchmarks.worker import RELAY
 from vaecourse.__main__ import main
 from vaecourse._configuration import RunConfig
@@ -203,6 +206,77 @@ def test_memory_of_a_worker_is_its_own():
     done = subprocess.run([*RELAY, sys.executable, "-c", code], check=True, capture_output=True, text=True)
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert int(done.stdout) < 100_000 < len(ballast) / 1024 < own
+
+
+# ---- the website ----
+
+
+def test_stock_site_has_the_text_and_none_of_the_looks(tmp_path):
+    import yaml
+
+    config = yaml.safe_load(stock_config(tmp_path / "stock").read_text("utf-8"))
+    ours = yaml.safe_load((website.ROOT / "_config.yml").read_text("utf-8"))
+    assert ours["sphinx"]["config"].keys() - config["sphinx"]["config"].keys() == set(website.LOOK)
+    assert (
+        set(ours["sphinx"]["extra_extensions"]) - set(config["sphinx"]["extra_extensions"]) == website.ADDED
+    )
+    assert list(config["sphinx"]["local_extensions"]) == ["stock_site"]
+    same = ours.keys() - {"sphinx"}
+    assert {name: config[name] for name in same} == {name: ours[name] for name in same}
+
+
+def test_host_compresses_text_and_lets_browsers_keep_it(tmp_path):
+    (tmp_path / "page.html").write_text("a" * 1000)
+    (tmp_path / "icon.png").write_bytes(b"b" * 1000)
+    with serve(tmp_path) as address:
+        for name, encoding in [("page.html", "gzip"), ("icon.png", None)]:
+            request = urllib.request.Request(address + name, headers={"Accept-Encoding": "gzip"})
+            with urllib.request.urlopen(request) as answer:
+                assert (answer.headers["Content-Encoding"], answer.headers["Cache-Control"]) == (
+                    encoding,
+                    "max-age=600",
+                )
+                body = answer.read()
+            assert (gzip.decompress(body) if encoding else body) == (tmp_path / name).read_bytes()
+
+
+def lighthouse_report(points: float) -> dict:
+    """The parts of a report of Lighthouse that are read."""
+    metrics = ["first-contentful-paint", "largest-contentful-paint"]
+    metrics += ["total-blocking-time", "cumulative-layout-shift"]
+    files = [
+        {"url": "http://a/page", "transferSize": 1000, "resourceSize": 4000},
+        {"url": "http://a/gone"},
+        {"url": "data:image/png", "transferSize": 0, "resourceSize": 500},
+    ]
+    return {
+        "requestedUrl": "http://a/page",
+        "categories": {key: {"score": points} for key in ["performance", *website.CATEGORIES]},
+        "audits": {
+            "network-requests": {"details": {"items": files}},
+            **{name: {"numericValue": 2000 * points} for name in metrics},
+        },
+    }
+
+
+def test_rows_compare_the_site_with_the_stock_theme():
+    ours, stock = summary(lighthouse_report(0.5)), summary(lighthouse_report(1.0))
+    assert (ours.scores["seo"], ours.transferred, ours.raw, ours.requests) == (50, 1, 4, 2)
+    sites = {website.OURS: ours, website.STOCK: stock}
+    looks = {("p", site, form): [one] for form in website.FORM_FACTORS for site, one in sites.items()}
+    rows = {row.what: list(row.values) for row in look_outcome(looks).rows}
+    assert rows["p, this site: performance, desktop"] == [50]
+    assert rows["p, this site / stock theme: largest paint, mobile"] == [0.5]
+    assert rows["p, this site / stock theme: transferred"] == [1]
+    with pytest.raises(RuntimeError, match="could not judge http://a/page: no page"):
+        summary(lighthouse_report(1.0) | {"runtimeError": {"message": "no page"}})
+
+
+@pytest.mark.parametrize(("present", "word"), [([], "Chromium"), (["chromium"], "npx")])
+def test_missing_program_says_what_to_install(monkeypatch, present, word):
+    monkeypatch.setattr(website.shutil, "which", lambda name: name if name in present else None)
+    assert word in no_lighthouse()
+    assert "to install: " in no_lighthouse()
 
 
 # ---- rows, table, file ----

@@ -229,6 +229,7 @@ STOCK = {
     "a role that was": '<div class="citation" role="doc-biblioentry">',
     "one id for many": '<section id="exercise-content">',
     "a handler in": '<button onclick="window.print()" class="btn">',
+    "scripts that hold": '<script data-prefix="a" src="../_static/doctools.js?v=9"></script>',
 }
 
 

@@ -81,12 +81,18 @@ REPAIRS = [
         re.compile(r'<button onclick="window\.print\(\)"'),
         '<button type="button" data-course="print"',
     ),
+    Repair(  # an inline script needs the options at once
+        "scripts that hold up the first letter and act only on the whole page",
+        re.compile(r"<script (?![^>]*(?:\bdefer\b|documentation_options))(?=[^>]*\bsrc=)"),
+        '<script defer="defer" ',
+    ),
 ]
 POLICY = (
     "default-src 'none'; script-src 'self' {hashes}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "font-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'self'; object-src 'none'"
 )
 INLINE_SCRIPT = re.compile(r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
+DESIGN = re.compile(r'class="[^"]*\bsd-')  # cards, tabs and grids of sphinx-design
 ARTICLE = re.compile(r'<article class="bd-article">.*</article>', re.DOTALL)
 
 
@@ -137,13 +143,18 @@ def choose_scripts(
     context: dict[str, Any],
     doctree: object,
 ) -> None:
-    """Load the scripts of what stands on the page, none twice, and no style sheet without its extension."""
+    """Load the scripts of what stands on the page, none twice, and no style sheet of what does not."""
+    body = context.get("body") or ""
     for mark, scripts in SCRIPTS.items():
-        if mark in (context.get("body") or "") and app.builder.name == "html":
+        if mark in body and app.builder.name == "html":
             for script in scripts:
                 app.add_js_file(script, loading_method="defer")
-    context["css_files"] = [sheet for sheet in context.get("css_files", []) if "thebe" not in str(sheet)]
-    scripts = context.get("script_files", [])
+    absent = {"thebe"} if DESIGN.search(body) else {"thebe", "sphinx-design", "design-tabs"}
+    for files in ("css_files", "script_files"):
+        context[files] = [
+            file for file in context.get(files, []) if not any(name in str(file) for name in absent)
+        ]
+    scripts = context["script_files"]
     once = {(str(script), str(getattr(script, "attributes", ""))): script for script in scripts}
     context["script_files"] = list(once.values())
 

@@ -22,6 +22,7 @@ from tests.benchmarks.matmul_floor import matmul_floor
 from tests.benchmarks.measuring import Settings
 from tests.benchmarks.processes import processes
 from tests.benchmarks.training_step import training_step
+from tests.benchmarks.website import website
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, PAGE_RESULTS = ROOT / "book" / "benchmarks.md", ROOT / "book" / "results" / "benchmarks.json"
@@ -43,6 +44,7 @@ BENCHMARKS = {
     "growth": Benchmark(growth, "time and memory against the amount of work"),
     "checkpoint": Benchmark(checkpoint, "a checkpoint against a training step"),
     "grading": Benchmark(grading, "a submission against its bare cells, and a class of sixty"),
+    "website": Benchmark(website, "this site against the stock theme: builds, Lighthouse, weight"),
 }
 
 
