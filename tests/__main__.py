@@ -43,7 +43,7 @@ def files(pattern: str) -> list[str]:
 JUPYTER_BOOK = str(Path(sys.executable).with_name("jupyter-book"))
 SITE = [JUPYTER_BOOK, "build", ".", "--all", "-W", "-n", "--keep-going"]
 # The strict mode: every cell with a stored output is compared, whatever its tags.
-NBVAL = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=120"]
+NBVAL = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300"]
 STAGES = [
     Stage("format", [[*PYTHON, "ruff", "format", "--check", "."]]),
     Stage("lint", [[*PYTHON, "ruff", "check", "."]]),
