@@ -12,7 +12,8 @@ from hypothesis import settings
 from playwright.sync_api import Browser
 from torch import Tensor
 
-from tests.browser import SITE, launch, serve
+from tests.browser import SITE, launch
+from tests.serving import serve
 from vaecourse.coursework.sandbox import SandboxError, self_test
 from vaecourse.datasets import digits, mnist
 

@@ -35,7 +35,7 @@ from tests.benchmarks.record import write_weights
 from tests.benchmarks.report import Goal, Outcome, Row
 from tests.benchmarks.task import BATCH_SIZE, DATA_DIM, LATENT_DIM, new_vae
 from tests.benchmarks.textbook import Images, TextbookVAE, textbook_loss, to_tensor
-from tests.benchmarks.website import look_outcome, no_lighthouse, serve, stock_config, summary
+from tests.benchmarks.website import look_outcome, no_lighthouse, stock_config, summary
 from tests.benchmarks.worker import RELAY
 from vaecourse.__main__ import main
 from vaecourse._configuration import RunConfig
@@ -228,7 +228,7 @@ def test_stock_site_has_the_text_and_none_of_the_looks(tmp_path):
 def test_host_compresses_text_and_lets_browsers_keep_it(tmp_path):
     (tmp_path / "page.html").write_text("a" * 1000)
     (tmp_path / "icon.png").write_bytes(b"b" * 1000)
-    with serve(tmp_path) as address:
+    with website.serve(tmp_path, website.Host) as address:
         for name, encoding in [("page.html", "gzip"), ("icon.png", None)]:
             request = urllib.request.Request(address + name, headers={"Accept-Encoding": "gzip"})
             with urllib.request.urlopen(request) as answer:
@@ -274,6 +274,7 @@ def test_rows_compare_the_site_with_the_stock_theme():
 
 @pytest.mark.parametrize(("present", "word"), [([], "Chromium"), (["chromium"], "npx")])
 def test_missing_program_says_what_to_install(monkeypatch, present, word):
+    monkeypatch.setattr(website, "CHROMIUM", next(iter(present), None))
     monkeypatch.setattr(website.shutil, "which", lambda name: name if name in present else None)
     assert word in no_lighthouse()
     assert "to install: " in no_lighthouse()

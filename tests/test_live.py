@@ -215,7 +215,7 @@ def test_drag_sigma_shows_what_each_trained_model_pays(page):
     page.keyboard.press("End")
     assert state(page, "drag-sigma")["rung"] == 392
     text = page.locator("drag-sigma .live-title").last.inner_text()
-    assert text.startswith("A VAE trained with σ² = 392: KL 0") or "0 of 20 latents active" in text
+    assert text.startswith("A VAE trained with σ² = 392: KL 0 nats, 0 of 20 latents active")
     control.scroll_into_view_if_needed()
     box = control.bounding_box()
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -375,6 +375,7 @@ def test_regression_buttons_reach_the_minimum(page):
     figure.get_by_role("button", name="best σ").click()
     assert compare(page)["gradient"]["logSigma"] == pytest.approx(0, abs=1e-9)
     assert compare(page)["sse"] == pytest.approx(line["sse"])
+    assert "intercept 0, slope 0, log σ 0." in figure.locator(".live-reading").inner_text()
 
 
 # --- what a reader sees ----------------------------------------------------------------------------------
@@ -468,7 +469,7 @@ def test_latent_plane_paints_what_it_computes(page):
     box = page.locator("latent-plane").get_by_label("show a draw")
     box.check()
     assert (
-        "a draw, the mean plus noise of scale 0.187"
+        f"a draw, the mean plus noise of scale {read('plane')['scale']:.3g}"
         in page.locator("latent-plane .live-reading").inner_text()
     )
     box.uncheck()
@@ -617,7 +618,9 @@ def test_regression_starts_again_as_often_as_asked(page):
         page.keyboard.press("PageUp")
         assert state(page, "gaussian-regression")["points"][0][1] == pytest.approx(first[0][1] + 1)
         again.click()
-        assert state(page, "gaussian-regression")["points"] == first
+        start = state(page, "gaussian-regression")
+        assert start["points"] == first
+        assert [start[name] for name in ("intercept", "slope", "sigma")] == [1.5, 0.2, 1]
 
 
 def test_calculator_shows_what_it_finds_for_the_chosen_options(page):

@@ -22,7 +22,8 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.browser import PAGES, ROOT, SITE, Watch, needs_browser, serve, settle
+from tests.browser import PAGES, ROOT, SITE, Watch, needs_browser, settle
+from tests.serving import serve
 from vaecourse.coursework.release import student_version
 
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))

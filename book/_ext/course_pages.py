@@ -51,7 +51,7 @@ class Repair(NamedTuple):
 
 REPAIRS = [
     Repair(
-        "1.5 MB of script before the first letter, for sixteen icons; the icon font has them too",
+        "1.5 MB of script before the first letter, for a few icons; the icon font has them too",
         re.compile(r'<script src="[^"]*fontawesome\.js[^"]*"></script>\s*'),
         "",
     ),

@@ -85,7 +85,7 @@ def subset_icons(app: Sphinx, exception: Exception | None) -> None:
     glyphs += re.findall(r"\\([ef][0-9a-f]{3})\b", others)
     glyphs += [f"{ord(character):x}" for character in re.findall("[\ue000-\uf8ff]", others)]
     for path in (static / "vendor" / "fontawesome" / "webfonts").iterdir():
-        if path.suffix == ".ttf":  # for browsers of before 2016
+        if path.suffix == ".ttf":  # what a browser without woff2 would take
             path.unlink()
             continue
         options = subset.Options(flavor="woff2", notdef_outline=True)

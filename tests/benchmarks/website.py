@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import gzip
-import http.server
 import json
 import os
 import shutil
@@ -11,9 +10,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +18,7 @@ from typing import Any, NamedTuple
 from tests.benchmarks.measuring import Settings, alternate, ratios
 from tests.benchmarks.report import Outcome, Row
 from tests.notebook_rules import ROOT
+from tests.serving import CHROMIUM, Quiet, serve
 
 OURS, STOCK = "this site", "stock theme"
 CHAPTER, LIVE = "book/03_gaussian_to_mse.html", "book/live_figures.html"
@@ -29,7 +27,6 @@ FORM_FACTORS = {"desktop": ["--preset=desktop"], "mobile": []}  # without a pres
 CATEGORIES = {"accessibility": "accessibility", "best-practices": "best practices", "seo": "SEO"}
 LIGHTHOUSE = ["npx", "--yes", "lighthouse@12.8.2"]
 FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-background-networking"
-BROWSERS = ["chromium", "chromium-browser", "google-chrome"]
 
 # What the course adds to the theme.  Extensions of the text, the cache and local mathematics stay.
 LOOK = [
@@ -98,7 +95,8 @@ def website(settings: Settings) -> Outcome:
             return Outcome([*outcome.rows, not_run], outcome.measurements)
         with contextlib.ExitStack() as stack:
             addresses = {
-                site: stack.enter_context(serve(output / "_build/html")) for site, output in outputs.items()
+                site: stack.enter_context(serve(output / "_build/html", Host))
+                for site, output in outputs.items()
             }
             contenders = {
                 (page, site, form): functools.partial(look, addresses[site] + path, form)
@@ -177,13 +175,13 @@ def compressed(path: Path) -> bytes:
     return gzip.compress(path.read_bytes())
 
 
-class Host(http.server.SimpleHTTPRequestHandler):
+class Host(Quiet):
     """A handler that compresses text and lets browsers keep files for ten minutes, as GitHub's pages do."""
 
     protocol_version = "HTTP/1.1"
     TEXT = frozenset({".css", ".html", ".js", ".json", ".svg", ".txt", ".xml"})
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802  # the library's name
         path = Path(self.translate_path(self.path))
         accepted = self.headers.get("Accept-Encoding", "")
         if path.suffix not in self.TEXT or not path.is_file() or "gzip" not in accepted:
@@ -201,33 +199,13 @@ class Host(http.server.SimpleHTTPRequestHandler):
         self.send_header("Cache-Control", "max-age=600")
         super().end_headers()
 
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def serve(folder: Path) -> Iterator[str]:
-    """Serve a folder on this machine, and give its address."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Host, directory=folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/"
-    finally:
-        server.shutdown()
-        server.server_close()
-
 
 # ---- Lighthouse ----
 
 
-def browser() -> str | None:
-    """Where the machine's Chromium is."""
-    return next(filter(None, map(shutil.which, BROWSERS)), None)
-
-
 def no_lighthouse() -> str | None:
     """What to install so that Lighthouse can run; None where nothing is missing."""
-    if browser() is None:
+    if CHROMIUM is None:
         return "no Chromium; to install: apt-get install chromium, or Chrome from its vendor"
     if shutil.which("npx") is None:
         return "no npx, which fetches Lighthouse; to install: Node.js 18.20 or newer, with npm"
@@ -245,7 +223,7 @@ def look(address: str, form_factor: str) -> Look:
     command = [*LIGHTHOUSE, address, "--quiet", "--output=json", f"--chrome-flags={FLAGS}"]
     done = subprocess.run(
         [*command, *FORM_FACTORS[form_factor]],
-        env={**os.environ, "CHROME_PATH": browser() or ""},
+        env={**os.environ, "CHROME_PATH": CHROMIUM or ""},
         capture_output=True,
         text=True,
     )
