@@ -337,11 +337,15 @@ def test_page_works_in_a_browser(page_name, address, browser):
         "[...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container')).length"
     )
     bad_formulas = page.evaluate("document.querySelectorAll('mjx-merror').length")
+    # MathJax gives scripts a size of their own where it mistakes the size of the text around them
+    wrong_scripts = page.evaluate(
+        "document.querySelectorAll('mjx-script :is(mjx-mi, mjx-mn)[style*=font-size]').length"
+    )
     overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     page.close()
     assert watch.errors == []
     assert watch.foreign(address) == []
-    assert (raw, bad_formulas) == (0, 0)
+    assert (raw, bad_formulas, wrong_scripts) == (0, 0, 0)
     assert overflow <= 0, f"the page is {overflow} px wider than a phone's screen"
 
 
