@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help book pdf test nightly bench serve notebooks coursework live format constraints clean
+.PHONY: help book pdf test check nightly bench serve notebooks coursework live format constraints clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -19,9 +19,12 @@ pdf: $(VENV)/.test  ## print the whole book, and the cheat sheet alone, as PDF; 
 test: $(VENV)/.test  ## run everything that must pass, one line per stage
 	$(BIN)/python -m tests
 
+check: $(VENV)/.test  ## what a commit needs, in a minute: form, types, imports, and the fast tests of the package
+	$(BIN)/python -m tests --check
+
 nightly: $(VENV)/.test  ## run the slow sweeps that `make test` leaves out
 	$(BIN)/python -m pytest -m slow
-	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest tests/test_densities.py tests/test_divergences.py
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n 2 tests/core/test_densities.py tests/core/test_divergences.py
 
 bench: $(VENV)/.bench $(VENV)/.book  ## measure speed against other code on this machine; nothing else should run
 	$(BIN)/python -m tests.benchmarks --output _build/benchmarks.json
@@ -30,7 +33,7 @@ serve: book  ## build the site and serve it on this machine
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html
 
 notebooks: $(VENV)/.test  ## bring notebooks to normal form and refresh the outputs that nbval compares
-	$(BIN)/python -m tests.notebook_rules --fix --execute book/*.ipynb
+	$(BIN)/python -m tests.book.notebook_rules --fix --execute book/*.ipynb
 
 coursework: $(VENV)/.book  ## write the student notebooks of the problem sets
 	$(BIN)/vaecourse release
@@ -50,8 +53,13 @@ clean:  ## remove everything that was built, the environment too
 	rm -rf _build $(VENV)
 
 # A stamp per extra: nothing is installed twice, and a change of either file installs again.
+# Of pip's many lines only the names are shown, so that one sees that it goes on; the rest is in the log.
+NAMES := import sys; [print(w[1], end=" ", flush=True) for w in map(str.split, sys.stdin) if w[:1] == ["Collecting"]]
 $(VENV)/.book $(VENV)/.test $(VENV)/.bench: $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	@echo "Installing what [$*] needs into $(VENV), one to four minutes:"
+	@{ $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[$*]" 2>&1; \
+	echo $$? > $@.status; } | tee $@.log | $(BIN)/python -c '$(NAMES)'
+	@echo; [ "$$(cat $@.status)" = 0 ] || { tail -n 40 $@.log; exit 1; }
 	@touch $@
 
 $(VENV)/pyvenv.cfg:

@@ -1,29 +1,31 @@
-"""Run everything that must pass, stage by stage: `python -m tests [stage ...]`, or `--list`.
+"""Run everything that must pass, stage by stage: `python -m tests [stage ...]`, `--check` or `--list`.
 
-One line per stage; what a stage printed is in `_build/test/<stage>.log`, and its end is shown
-when the stage fails.  A failing stage does not keep the later ones from running.
+One line per stage; what a stage printed, with its slowest tests, is in `_build/test/<stage>.log`, and
+its end is shown when the stage fails.  A failing stage does not keep the later ones from running.
 """
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / "_build" / "test"
+BIN = Path(sys.executable).parent
 PYTHON = [sys.executable, "-m"]
-PYTEST = [*PYTHON, "pytest", "-q", "--color=no", "--tb=short"]
-SITE_TESTS = ["tests/test_site.py", "tests/test_live.py", "tests/test_pdf.py"]  # of what the build has made
-PAPERMILL_TEST = "tests/test_papermill.py"
+WORKERS = min(os.cpu_count() or 1, 8)
+# Workers compute with one thread each: two that share two cores would wait for each other.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+PYTEST = [*PYTHON, "pytest", "-q", "--color=no", "--tb=short", "--durations=25", "-n", str(WORKERS)]
 COUNT = re.compile(r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed)\b")
 COLOR = re.compile(r"\x1b\[[\d;]*m")
-PACKAGE = ["tests", "vaecourse"]
-LATER = [f"--ignore={test}" for test in [*SITE_TESTS, PAPERMILL_TEST]]
 TAIL = 60
 
 
@@ -35,34 +37,41 @@ class Stage(NamedTuple):
     stale: tuple[str, ...] = ()
 
 
-def files(pattern: str) -> list[str]:
-    """Return the files of the repository that match a pattern, or the pattern where none does."""
-    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern)) or [pattern]
+def files(*patterns: str) -> list[str]:
+    """Return the files of the repository that match a pattern."""
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
 
 
-JUPYTER_BOOK = str(Path(sys.executable).with_name("jupyter-book"))
-SITE = [JUPYTER_BOOK, "build", ".", "--all", "-W", "-n", "--keep-going"]
-# The strict mode: every cell with a stored output is compared, whatever its tags.
-NBVAL = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300"]
-STAGES = [
+# What people import; of the wings, the modules with a public name in them.
+PUBLIC = files("vaecourse/*.py", "vaecourse/training/[cdl]*.py", "vaecourse/diagnosis/[_e]*.py")
+NOTEBOOKS = files("book/*.ipynb", "book/coursework/source/*/*.ipynb")
+WINGS = ["tests/core", "tests/training", "tests/diagnosis"]
+REST = ["tests/cli", "tests/coursework", "tests/book", "tests/benchmarks", "vaecourse"]
+PAPERMILL = "tests/book/test_papermill.py"
+SITE = [str(BIN / "jupyter-book"), "build", ".", "--all", "-W", "-n", "--keep-going"]
+# The strict mode: every cell with a stored output is compared, whatever its tags.  What has been
+# executed goes into the cache from which the site is then built.
+NBVAL = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300", "-p", "tests.book.executed"]
+GROUPS = ["--dist", "loadgroup", "-m"]
+STATIC = [
     Stage("format", [[*PYTHON, "ruff", "format", "--check", "."]]),
     Stage("lint", [[*PYTHON, "ruff", "check", "."]]),
+    Stage("imports", [[str(BIN / "lint-imports")]]),
+    Stage("docstrings", [[*PYTHON, "numpydoc", "lint", *PUBLIC]]),
     Stage("types", [[*PYTHON, "mypy"]]),
-    Stage("docstrings", [[*PYTHON, "numpydoc", "lint", *files("vaecourse/*.py")]]),
-    Stage(
-        "unit",
-        [[*PYTEST, "-m", "not slow", *LATER, *PACKAGE]],
-    ),
+]
+QUICK = Stage("quick", [[*PYTEST, *GROUPS, "not slow and not long", *WINGS]])
+STAGES = [
+    *STATIC,
+    Stage("unit", [[*PYTEST, *GROUPS, "not slow", f"--ignore={PAPERMILL}", *WINGS, *REST]]),
+    Stage("notebooks", [[*PYTEST, *NBVAL, "--dist", "loadfile", *NOTEBOOKS]]),
     # Without --all or with an old doctree, -W forgets the warnings of the previous build.
     Stage(
         "site",
-        [SITE, [*PYTEST, *SITE_TESTS]],
+        [SITE, [*PYTEST, *GROUPS, "not slow", "tests/site"]],
         stale=("_build/html", "_build/.doctrees"),
     ),
-    Stage(
-        "notebooks", [[*PYTEST, *NBVAL, *files("book/*.ipynb"), *files("book/coursework/source/*/*.ipynb")]]
-    ),
-    Stage("papermill", [[*PYTEST, PAPERMILL_TEST]]),
+    Stage("papermill", [[*PYTEST, PAPERMILL]]),
 ]
 
 
@@ -89,7 +98,13 @@ def run(stage: Stage) -> Counter:
         shutil.rmtree(ROOT / folder, ignore_errors=True)
     for command in stage.commands:
         done = subprocess.run(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            command,
+            cwd=ROOT,
+            env={**os.environ, **(ONE_THREAD if "-n" in command else {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
         )
         output = COLOR.sub("", done.stdout)
         lines += [f"$ {' '.join(command)}", *output.rstrip().splitlines()]
@@ -113,20 +128,24 @@ def main() -> int:
     """Run the chosen stages; the exit status is 1 when one failed."""
     parser = argparse.ArgumentParser(prog="python -m tests", description="Run everything that must pass.")
     parser.add_argument("stages", nargs="*", metavar="stage", help="stages to run, all by default")
+    parser.add_argument("--check", action="store_true", help="only what a commit needs: a minute")
     parser.add_argument("--list", action="store_true", help="list the stages and their commands")
     options = parser.parse_args()
-    if unknown := sorted(set(options.stages) - {stage.name for stage in STAGES}):
-        parser.error(f"no stage {', '.join(unknown)}; there are {', '.join(stage.name for stage in STAGES)}")
-    chosen = [stage for stage in STAGES if stage.name in options.stages or not options.stages]
+    stages = [*STATIC, QUICK] if options.check else STAGES
+    if unknown := sorted(set(options.stages) - {stage.name for stage in stages}):
+        parser.error(f"no stage {', '.join(unknown)}; there are {', '.join(stage.name for stage in stages)}")
+    chosen = [stage for stage in stages if stage.name in options.stages or not options.stages]
     if options.list:
         for stage in chosen:
             commands = [" ".join([Path(command[0]).name, *command[1:]]) for command in stage.commands]
             print(f"{stage.name}:", *commands, sep="\n    ")
         return 0
     start = time.monotonic()
-    results = {stage.name: run(stage) for stage in chosen}
-    failed = [name for name, result in results.items() if result["failed"]]
-    total = sum(results.values(), Counter())
+    with ThreadPoolExecutor(2) as pool:  # those that look at files only run side by side
+        results = list(pool.map(run, [stage for stage in chosen if stage in STATIC]))
+    results += [run(stage) for stage in chosen if stage not in STATIC]
+    failed = [stage.name for stage, result in zip(chosen, results, strict=True) if result["failed"]]
+    total = sum(results, Counter())
     verdict = f"failed: {', '.join(failed)}" if failed else "all stages passed"
     print(f"\n{verdict}, {time.monotonic() - start:.0f} s")
     print(f"{total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped")

@@ -1,20 +1,13 @@
-"""Fixtures and settings that every test file shares."""
+"""Settings that every test shares, and the data that several folders look at."""
 
 import os
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import mpmath
-import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from playwright.sync_api import Browser
 from torch import Tensor
 
-from tests.browser import SITE, launch
-from tests.serving import serve
-from vaecourse.coursework.sandbox import SandboxError, self_test
 from vaecourse.datasets import digits, mnist
 
 # The same examples on every machine: a property test that fails, fails everywhere.
@@ -22,8 +15,6 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, max_exa
 # Many fresh examples, for the nightly job.
 settings.register_profile("nightly", deadline=None, max_examples=10_000, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
-
-mpmath.mp.dps = 60  # digits; enough for exp(t) - 1 - t at t = 1e-15, where 30 of them cancel
 
 
 class Spectrum(NamedTuple):
@@ -49,43 +40,6 @@ def accelerator() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     pytest.skip("neither CUDA nor MPS is available")
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """The machine's Chromium."""
-    with launch() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="session")
-def address() -> Iterator[str]:
-    """Where the built site is served."""
-    with serve(SITE) as address:
-        yield address
-
-
-@pytest.fixture(scope="session")
-def sandbox() -> None:
-    """Tests that ask for it are skipped where there is no sandbox, and fail where there has to be one."""
-    try:
-        self_test()
-    except SandboxError as error:
-        if os.environ.get("CI"):
-            pytest.fail(f"this machine has to have a sandbox: {error}")
-        pytest.skip(f"no sandbox: {error}")
-
-
-@pytest.fixture(scope="session")
-def ulps() -> Callable[[Tensor, mpmath.mpf], float]:
-    """Distance of a tensor's one value from the truth, in units in the last place of its dtype."""
-
-    def distance(value: Tensor, truth: mpmath.mpf) -> float:
-        dtype = {torch.float32: np.float32, torch.float64: np.float64}[value.dtype]
-        unit = np.spacing(dtype(abs(float(truth))))  # of a subnormal number: the smallest one
-        return float(abs(mpmath.mpf(value.item()) - truth) / mpmath.mpf(float(unit)))
-
-    return distance
 
 
 @pytest.fixture(scope="session")

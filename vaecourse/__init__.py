@@ -2,7 +2,7 @@
 
 Import what you need from the submodule that holds it::
 
-    from vaecourse.likelihoods import gaussian_nll
+    from vaecourse.densities import gaussian_nll
     from vaecourse.objectives import negative_elbo
 
 Three conventions hold everywhere.  Densities, negative log-likelihoods and

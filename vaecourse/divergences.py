@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from vaecourse._checks import as_float, check_broadcasts, check_finite
+from vaecourse._checks import as_float, check_finite
 
 # exp(t) - 1 - t = t**2 * (1/2! + t/3! + ...); up to 1/14! this is float64-exact for abs(t) < 0.3
 _EXPONENTIAL_TAIL = [1 / math.factorial(n) for n in range(2, 15)]
@@ -53,45 +53,6 @@ def kl_standard_normal(loc: Tensor, log_scale: Tensor) -> Tensor:
     log_variance = 2 * log_scale
     check_finite(loc=loc, log_scale=log_variance)
     return 0.5 * (loc.square() + _exp_minus_one_minus(log_variance)).sum(-1)
-
-
-def kl_normal(loc: Tensor, log_scale: Tensor, prior_loc: Tensor, prior_log_scale: Tensor) -> Tensor:
-    """KL divergence between two diagonal Gaussians, in nats per example.
-
-    Implements: ``kl = kl_standard_normal((loc - prior_loc) / prior_scale, log_scale - prior_log_scale)``,
-    since a divergence does not change when both variables are shifted and scaled alike.
-
-    Parameters
-    ----------
-    loc, log_scale : Tensor, shape (..., latent_dim)
-        Means and log standard deviations of the first Gaussian.
-    prior_loc, prior_log_scale : Tensor, broadcastable to `loc` without enlarging it
-        The same of the second.
-
-    Returns
-    -------
-    Tensor, shape (...)
-        Nats, at least 0, summed over the latents.
-
-    Raises
-    ------
-    ValueError
-        If shapes or dtypes do not fit or a value is not finite.
-
-    References
-    ----------
-    Kingma and Welling, Auto-Encoding Variational Bayes (2014), appendix B.
-
-    Examples
-    --------
-    >>> one = torch.ones(1, 2)
-    >>> kl_normal(3 * one, 0 * one, one, 0 * one)  # two squared distances of 2, halved
-    tensor([4.])
-    """
-    loc, log_scale = _check_gaussian(loc, log_scale)
-    prior_loc = _check_prior("prior_loc", prior_loc, loc)
-    prior_log_scale = _check_prior("prior_log_scale", prior_log_scale, loc)
-    return kl_standard_normal((loc - prior_loc) * torch.exp(-prior_log_scale), log_scale - prior_log_scale)
 
 
 def kl_monte_carlo(
@@ -146,13 +107,6 @@ def _check_gaussian(loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
             f"{tuple(loc.shape)} and {tuple(log_scale.shape)}"
         )
     return loc, log_scale
-
-
-def _check_prior(name: str, value: Tensor, loc: Tensor) -> Tensor:
-    value = as_float(name, value)
-    check_broadcasts(name, value, loc)
-    check_finite(**{name: value})
-    return value
 
 
 def _exp_minus_one_minus(t: Tensor) -> Tensor:

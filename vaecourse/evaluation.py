@@ -109,7 +109,7 @@ def evaluate_elbo(
 
     Examples
     --------
-    >>> from vaecourse.models import LinearVAE
+    >>> from vaecourse.linear_vae import LinearVAE
     >>> evaluate_elbo(LinearVAE(data_dim=3, latent_dim=2).eval(), torch.zeros(5, 3)).kl.shape
     torch.Size([5])
     """
@@ -169,7 +169,7 @@ def nll_estimate(
 
     Examples
     --------
-    >>> from vaecourse.models import LinearVAE
+    >>> from vaecourse.linear_vae import LinearVAE
     >>> estimate = nll_estimate(LinearVAE(data_dim=3, latent_dim=2).eval(), torch.zeros(5, 3), num_samples=8)
     >>> estimate.num_images, estimate.num_samples
     (5, 8)
@@ -227,7 +227,7 @@ def active_units(
 
     Examples
     --------
-    >>> from vaecourse.models import LinearVAE
+    >>> from vaecourse.linear_vae import LinearVAE
     >>> active_units(LinearVAE(data_dim=3, latent_dim=2), torch.zeros(5, 3)).count
     0
     """

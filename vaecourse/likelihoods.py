@@ -2,9 +2,9 @@
 
 A likelihood turns a network's output into a probability statement about data.
 A model that holds one can exchange it for another without any other change.
-The functions of `densities` are offered here as well.
 """
 
+import abc
 import math
 from typing import Literal
 
@@ -15,7 +15,6 @@ from torch import Tensor, distributions, nn
 from vaecourse._checks import as_float, check_finite, check_shapes
 from vaecourse.densities import (
     bernoulli_nll,
-    continuous_bernoulli_log_normalizer,
     continuous_bernoulli_mean,
     continuous_bernoulli_nll,
     gaussian_nll,
@@ -28,19 +27,13 @@ __all__ = [
     "GaussianLikelihood",
     "LaplaceLikelihood",
     "Likelihood",
-    "bernoulli_nll",
-    "continuous_bernoulli_log_normalizer",
-    "continuous_bernoulli_mean",
-    "continuous_bernoulli_nll",
-    "gaussian_nll",
-    "laplace_nll",
 ]
 
 
-class Likelihood(nn.Module):
+class Likelihood(nn.Module, abc.ABC):
     """What a model says about data given the numbers that its network puts out: p(x | params).
 
-    Subclasses define the four methods below, so that a model can exchange one
+    Subclasses define `nll`, `distribution` and `sample`, so that a model can exchange one
     likelihood for another without any other change.
 
     Attributes
@@ -51,6 +44,7 @@ class Likelihood(nn.Module):
 
     num_params: int = 1
 
+    @abc.abstractmethod
     def nll(self, x: Tensor, params: Tensor) -> Tensor:
         """Negative log-likelihood of `x`, nats per example.
 
@@ -65,14 +59,9 @@ class Likelihood(nn.Module):
         -------
         Tensor, shape (..., batch)
             Nats, summed over the event dimensions.
-
-        Raises
-        ------
-        NotImplementedError
-            If a subclass forgot to define it.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define nll(x, params)")
 
+    @abc.abstractmethod
     def distribution(self, params: Tensor) -> distributions.Distribution:
         """The elementwise distribution as a torch object, for inspection and as a second opinion.
 
@@ -85,13 +74,7 @@ class Likelihood(nn.Module):
         -------
         torch.distributions.Distribution
             Not summed over event dimensions: wrap it in ``Independent`` for that.
-
-        Raises
-        ------
-        NotImplementedError
-            If a subclass forgot to define it.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define distribution(params)")
 
     def mean(self, params: Tensor) -> Tensor:
         """Mean of the distribution, which is what papers usually show as "the reconstruction".
@@ -108,6 +91,7 @@ class Likelihood(nn.Module):
         """
         return self.distribution(params).mean
 
+    @abc.abstractmethod
     def sample(self, params: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """One draw from the distribution, without gradient.
 
@@ -122,13 +106,7 @@ class Likelihood(nn.Module):
         -------
         Tensor, shape (..., batch, *event)
             The draw, in the unit of the data.
-
-        Raises
-        ------
-        NotImplementedError
-            If a subclass forgot to define it.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define sample(params, generator=...)")
 
 
 class GaussianLikelihood(Likelihood):

@@ -1,8 +1,4 @@
-"""The evidence lower bound in its two terms, the loss made of them, and the tighter bound from many samples.
-
-Every function takes a model with ``encode(x) -> (loc, log_scale)``,
-``decode(z) -> params`` and a ``likelihood``; the prior is the standard normal.
-"""
+"""The evidence lower bound in its two terms, the loss made of them, and the bound from many samples."""
 
 import math
 from typing import NamedTuple, Protocol
@@ -22,11 +18,9 @@ class LatentVariableModel(Protocol):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Location and log standard deviation of q(z|x)."""
-        ...
 
     def decode(self, z: Tensor) -> Tensor:
         """Parameters of p(x|z)."""
-        ...
 
 
 class ElboTerms(NamedTuple):
@@ -44,9 +38,7 @@ class ElboTerms(NamedTuple):
     kl: Tensor
 
     def elbo(self, beta: float = 1.0) -> Tensor:
-        """Evidence lower bound, in nats per example, with the KL term weighted by `beta`.
-
-        Implements: ``elbo = -nll - beta * kl``.
+        """Evidence lower bound ``-nll - beta * kl``, in nats per example.
 
         Parameters
         ----------
@@ -77,7 +69,7 @@ def elbo_terms(
     Parameters
     ----------
     model : LatentVariableModel
-        A `models.VAE` or anything with its ``encode``, ``decode`` and ``likelihood``.
+        A `models.VAE`, or anything like it.
     x : Tensor, shape (batch, *event)
         Data.
     num_samples : int
@@ -101,9 +93,8 @@ def elbo_terms(
 
     Examples
     --------
-    >>> from vaecourse.models import LinearVAE
-    >>> model = LinearVAE(data_dim=3, latent_dim=2)
-    >>> elbo_terms(model, torch.zeros(5, 3)).nll.shape
+    >>> from vaecourse.linear_vae import LinearVAE
+    >>> elbo_terms(LinearVAE(data_dim=3, latent_dim=2), torch.zeros(5, 3)).nll.shape
     torch.Size([5])
     """
     if num_samples < 1:
@@ -127,7 +118,7 @@ def negative_elbo(
     Parameters
     ----------
     model : LatentVariableModel
-        A `models.VAE` or anything with its ``encode``, ``decode`` and ``likelihood``.
+        A `models.VAE`, or anything like it.
     x : Tensor, shape (batch, *event)
         Data.
     beta : float
@@ -147,7 +138,7 @@ def negative_elbo(
 
     Examples
     --------
-    >>> from vaecourse.models import LinearVAE
+    >>> from vaecourse.linear_vae import LinearVAE
     >>> negative_elbo(LinearVAE(data_dim=3, latent_dim=2), torch.zeros(5, 3)).shape
     torch.Size([])
     """
@@ -166,7 +157,7 @@ def log_importance_weights(
     Parameters
     ----------
     model : LatentVariableModel
-        A `models.VAE` or anything with its ``encode``, ``decode`` and ``likelihood``.
+        A `models.VAE`, or anything like it.
     x : Tensor, shape (batch, *event)
         Data.
     num_samples : int
@@ -190,7 +181,7 @@ def log_importance_weights(
 
     Examples
     --------
-    >>> from vaecourse.models import LinearVAE
+    >>> from vaecourse.linear_vae import LinearVAE
     >>> log_importance_weights(LinearVAE(data_dim=3, latent_dim=2), torch.zeros(5, 3), num_samples=7).shape
     torch.Size([7, 5])
     """
@@ -209,13 +200,12 @@ def importance_weighted_bound(
 
     Implements: ``bound = logsumexp(log w over samples) - log(num_samples)``.
 
-    At one sample this is a draw of the ELBO; its expectation never falls as
-    samples are added, and tends to log p(x).
+    At one sample this is a draw of the ELBO; its expectation rises with the samples, to log p(x).
 
     Parameters
     ----------
     model : LatentVariableModel
-        A `models.VAE` or anything with its ``encode``, ``decode`` and ``likelihood``.
+        A `models.VAE`, or anything like it.
     x : Tensor, shape (batch, *event)
         Data.
     num_samples : int
@@ -228,13 +218,9 @@ def importance_weighted_bound(
     Tensor, shape (batch,)
         Nats; to be maximised.
 
-    References
-    ----------
-    Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders (2016), Eq. 8.
-
     Examples
     --------
-    >>> from vaecourse.models import LinearVAE
+    >>> from vaecourse.linear_vae import LinearVAE
     >>> importance_weighted_bound(LinearVAE(data_dim=3, latent_dim=2), torch.zeros(5, 3), num_samples=7).shape
     torch.Size([5])
     """
@@ -250,10 +236,9 @@ def implied_variance(recon_weight: float, kl_weight: float) -> float:
 
     Parameters
     ----------
-    recon_weight : float
-        Factor a of the squared error *summed* over pixels: 1 / data_dim where code takes the mean.
-    kl_weight : float
-        Factor w of the KL divergence *summed* over latents.
+    recon_weight, kl_weight : float
+        Factors a of the squared error *summed* over pixels (1 / data_dim where code takes the mean), and w
+        of the KL divergence *summed* over latents.
 
     Returns
     -------
@@ -289,9 +274,7 @@ def kl_weight_for(
 ) -> float:
     """Weight of the KL term that makes a loss with these reductions the negative ELBO that is wanted.
 
-    Implements: ``recon_weight = 1 / data_dim if recon == "mean" else 1``,
-    ``weight = beta * recon_weight * (2 * scale**2 or 1) * (latent_dim if kl == "mean" else 1)``,
-    the reverse of `implied_variance`.
+    Implements: ``beta * (2 * scale**2 or 1) * (1 / data_dim or 1) * (latent_dim or 1)``.
 
     Parameters
     ----------
@@ -302,10 +285,8 @@ def kl_weight_for(
         error; leave it out if that is a negative log-likelihood, such as a cross-entropy.
     beta : float
         Weight of the KL term in the objective; 1 for the ELBO.
-    recon : str
-        "mean" or "sum" over the numbers of an example.
-    kl : str
-        "sum" or "mean" over the latents.  Both terms are then averaged over the batch.
+    recon, kl : str
+        "mean" or "sum", over the numbers of an example and over the latents; then the batch mean.
 
     Returns
     -------
@@ -323,17 +304,14 @@ def kl_weight_for(
     >>> round(implied_variance(1 / 784, weight), 9)
     0.01
     """
-    numbers = {"data_dim": data_dim, "latent_dim": latent_dim, "scale": scale, "beta": beta}
-    for name, value in numbers.items():
+    for name, value in {"data_dim": data_dim, "latent_dim": latent_dim, "scale": scale, "beta": beta}.items():
         if value is not None and not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be a positive number, got {value}")
     for name, reduction in (("recon", recon), ("kl", kl)):
         if reduction not in ("mean", "sum"):
             raise ValueError(f"{name} must be 'mean' or 'sum', got {reduction!r}")
     weight = beta if scale is None else beta * 2 * scale**2
-    if recon == "mean":
-        weight /= data_dim
-    return weight * latent_dim if kl == "mean" else weight
+    return weight / (data_dim if recon == "mean" else 1) * (latent_dim if kl == "mean" else 1)
 
 
 def _posterior(model: LatentVariableModel, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,13 @@ from typing import Any
 from fontTools import subset
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
 
 from vaecourse.coursework.release import release
+
+logger = logging.getLogger(__name__)
+notebooks: list[str] = []  # of this build, in the order in which they are read
 
 LIBRARIES = ["matplotlib", "numpy", "scikit-learn", "torch"]
 ICON = re.compile(r'((?:\.fa-[a-z0-9-]+:before,?)+)\{content:"\\([0-9a-f]+)"\}')  # in the theme's style sheet
@@ -34,20 +39,34 @@ def package_fingerprint(package: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def choose_execution_cache(app: Sphinx, config: Config) -> None:
-    """Keep one execution cache per state of the package, the current one only.
+def execution_cache(root: Path) -> Path:
+    """Keep one cache of executed notebooks per state of the package, the current one only.
 
     The cache itself compares notebooks only, and would go on showing what an
     older version of the package computed.
     """
-    source = Path(app.srcdir)
-    caches = source / "_build" / ".jupyter_cache"
-    current = caches / package_fingerprint(source / "vaecourse")
-    if caches.is_dir():
-        for stale in caches.iterdir():
-            if stale != current:
-                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-    config.nb_execution_cache_path = str(current)
+    caches = root / "_build" / ".jupyter_cache"
+    current = caches / package_fingerprint(root / "vaecourse")
+    for stale in caches.glob("*"):
+        if stale != current:
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+    return current
+
+
+def choose_execution_cache(app: Sphinx, config: Config) -> None:
+    """Let chapters be taken from the cache of this state of the package."""
+    config.nb_execution_cache_path = str(execution_cache(Path(app.srcdir)))
+
+
+def count_notebooks(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
+    """Remember which notebooks are going to be read, so that each can be announced with its number."""
+    notebooks[:] = [name for name in docnames if str(env.doc2path(name)).endswith(".ipynb")]
+
+
+def announce_notebook(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Say which notebook of how many is read; it is executed unless the cache has it."""
+    if docname in notebooks:
+        logger.info("\nnotebook %d of %d: %s", notebooks.index(docname) + 1, len(notebooks), docname)
 
 
 def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
@@ -106,6 +125,8 @@ def release_problem_sets(app: Sphinx, exception: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the hooks."""
     app.connect("config-inited", choose_execution_cache)
+    app.connect("env-before-read-docs", count_notebooks)
+    app.connect("source-read", announce_notebook)
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", subset_icons)
     app.connect("build-finished", release_problem_sets)

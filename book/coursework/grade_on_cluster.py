@@ -1,4 +1,4 @@
-"""Spread a pile of submissions over a Dask cluster.
+"""Spread the submissions of a class over a Dask cluster.
 
 The second command puts everything together:
 
@@ -19,8 +19,8 @@ from pathlib import Path
 
 from distributed import Client, LocalCluster, as_completed
 
-from vaecourse.coursework.collector import submission_folders
-from vaecourse.coursework.report import result_path, result_text, write
+from vaecourse.coursework.intake import submission_folders
+from vaecourse.coursework.results import keep
 
 
 def grade_one(notebook: str) -> dict:
@@ -56,8 +56,7 @@ def main() -> None:
         futures = client.map(grade_one, notebooks, pure=False, retries=1)
         for future in as_completed(futures):
             told = future.result()
-            path = result_path(options.out, told["student"], told["assignment"])
-            write(path, result_text(told))
+            keep(options.out, told)
             print(f"{told['student']} {told['assignment']}: {told['score']:g}")
 
 

@@ -10,10 +10,9 @@ from torch import Tensor
 from tests.benchmarks.measuring import Settings, alternate, ratios, seconds_per_call
 from tests.benchmarks.report import Outcome, Row
 from tests.benchmarks.task import BATCH_SIZE, new_vae
-from vaecourse.checkpoints import Checkpoints, load_checkpoint, save_checkpoint
 from vaecourse.datasets import mnist, to_unit_interval
 from vaecourse.objectives import negative_elbo
-from vaecourse.training import History, fit
+from vaecourse.training import Checkpoints, History, fit, load_checkpoint, save_checkpoint
 
 SAVE, STEP = "save_checkpoint", "a step of fit, eager, float32"
 STEPS_OF_AN_EPOCH = 469  # 60,000 images in batches of 128

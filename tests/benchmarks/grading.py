@@ -7,11 +7,11 @@ from dataclasses import asdict
 
 from tests.benchmarks.measuring import Settings, alternate
 from tests.benchmarks.report import Goal, Outcome, Row
-from tests.notebook_rules import ROOT
-from vaecourse.coursework.collector import read_submission
+from tests.book.notebook_rules import ROOT
+from vaecourse.coursework.box.sandbox import Limits, SandboxError, run, self_test
 from vaecourse.coursework.grading import grade_all, grade_submission, student_code
+from vaecourse.coursework.intake import read_submission
 from vaecourse.coursework.oracle import SETUP
-from vaecourse.coursework.sandbox import Limits, SandboxError, run, self_test
 
 BARE = "the bare cells, run once, no sandbox"
 TRUSTED, BOXED = "graded, no sandbox", "graded, in the sandbox"

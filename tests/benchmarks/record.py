@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.machine import machine
-from vaecourse._configuration import DATA_DIM, RunConfig
-from vaecourse._runs import TEST_BITS_SEED
-from vaecourse.checkpoints import Checkpoints, load_checkpoint
+from vaecourse.cli.configuration import DATA_DIM, RunConfig
+from vaecourse.cli.runs import TEST_BITS_SEED
+from vaecourse.training import Checkpoints, load_checkpoint
 
 RESULTS = Path(__file__).resolve().parents[2] / "book" / "results"
 OPTIONS = {"num_epochs": "--epochs", "num_processes": "--processes"}

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from tests.benchmarks.measuring import Settings, alternate, ratios
 from tests.benchmarks.report import Outcome, Row
-from tests.notebook_rules import ROOT
-from tests.serving import CHROMIUM, Quiet, serve
+from tests.book.notebook_rules import ROOT
+from tests.site.serving import CHROMIUM, Quiet, serve
 
 OURS, STOCK = "this site", "stock theme"
 CHAPTER, LIVE = "book/03_gaussian_to_mse.html", "book/live_figures.html"

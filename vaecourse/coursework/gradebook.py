@@ -11,13 +11,17 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vaecourse.coursework.collector import Cell
+import nbformat
+from nbformat.v4 import new_code_cell, new_markdown_cell
+
 from vaecourse.coursework.grading import Grades
-from vaecourse.coursework.release import student_version
-from vaecourse.coursework.report import WrittenMark, write
+from vaecourse.coursework.intake import Cell
+from vaecourse.coursework.release import nbgrader_entry, student_version
+from vaecourse.coursework.results import WrittenMark, write
 
 CONFIG = '''\
 """Settings of nbgrader for this folder, which `vaecourse grade` has filled."""
@@ -48,18 +52,13 @@ CHANGED = "The answer has changed since it was marked."
 
 
 class CourseFolder:
-    """A course folder of nbgrader with its gradebook.
+    """A course folder of nbgrader, made if missing, with its gradebook, which is open until `close`.
 
-    Parameters
-    ----------
-    folder : pathlib.Path
-        Made if missing.
-    notebooks : sequence of pathlib.Path
-        The instructor's notebooks, which say what is graded.
+    The instructor's notebooks say what is graded.
     """
 
     def __init__(self, folder: Path, notebooks: Sequence[Path]) -> None:
-        import nbformat
+        from nbgrader.preprocessors import SaveCells
 
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -72,77 +71,81 @@ class CourseFolder:
             write(folder / "release" / path.stem / path.name, text)
             write(folder / "source" / path.stem / path.name, path.read_text("utf-8"))
             self.released[path.stem] = nbformat.reads(text, as_version=4)
-            self._save_cells(path.stem)
+            names = {"notebook": path.stem, "assignment": path.stem, "db_url": self.url}
+            with self._opened() as book:
+                book.update_or_create_assignment(path.stem)
+                try:
+                    SaveCells().preprocess(copy.deepcopy(self.released[path.stem]), {"nbgrader": names})
+                except RuntimeError as error:  # nbgrader's word for it
+                    advice = f"cells of {path.stem} came or went since the first grading: use a new --out"
+                    raise ValueError(advice) from error
 
-    def _save_cells(self, assignment: str) -> None:
+    @cached_property
+    def _book(self) -> Any:
         from nbgrader.api import Gradebook
-        from nbgrader.preprocessors import SaveCells
 
-        names = {"notebook": assignment, "assignment": assignment, "db_url": self.url}
-        with _nbgrader():
-            with Gradebook(self.url) as book:
-                book.update_or_create_assignment(assignment)
-            try:
-                SaveCells().preprocess(copy.deepcopy(self.released[assignment]), {"nbgrader": names})
-            except RuntimeError as error:  # nbgrader's word for it
-                advice = f"cells of {assignment} came or went since the first grading: use a new --out"
-                raise ValueError(advice) from error
+        return Gradebook(self.url)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Any]:
+        """Provide the gradebook as it is now; what was not committed before is taken back.
+
+        nbgrader must find the tools beside Python, and makes remarks about its own use of SQLAlchemy.
+        """
+        path = os.environ.get("PATH", os.defpath)
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), path])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._book.db.rollback()
+                yield self._book
+        finally:
+            os.environ["PATH"] = path
+
+    def close(self) -> None:
+        """Close the gradebook."""
+        self._book.close()
 
     def record(self, grades: Grades, cells: Sequence[Cell]) -> list[WrittenMark]:
-        """Write the marks of a submission, keep what a person has marked, and return that.
+        """Write the marks of a submission, keep what a person has marked, and return the written marks.
 
-        Parameters
-        ----------
-        grades : Grades
-            Marks of the coded tasks.
-        cells : sequence of Cell
-            The submission; empty if it could not be read.
-
-        Returns
-        -------
-        list of WrittenMark
-            Of the written answers, in their order.
+        There are no cells if the submission could not be read.
         """
-        from nbgrader.api import Gradebook
-
-        before = self._read_copy(grades)
-        self._write_copy(grades, cells)
-        changed = {
-            name for name, source in self._read_copy(grades).items() if before.get(name, source) != source
-        }
+        changed = self._write_copy(grades, cells)
         names = (grades.assignment, grades.assignment, grades.student)
-        with _nbgrader(), Gradebook(self.url) as book:
+        written = []
+        with self._opened() as book:
             book.update_or_create_student(grades.student)
             book.update_or_create_submission(grades.assignment, grades.student)
             for mark in grades.marks:
                 grade = book.find_grade(f"test_{mark.task}", *names)
                 grade.auto_score, grade.needs_manual_grade = mark.score, False
                 book.find_comment(mark.task, *names).auto_comment = inert_markdown(mark.verdict)
-            written = [
-                self._written(book, cell, names, cells, cell.metadata.nbgrader.grade_id in changed)
-                for cell in self._written_cells(grades.assignment)
-            ]
+            for cell in self.released[grades.assignment].cells:
+                entry = nbgrader_entry(cell)
+                if entry.get("grade") and entry.get("solution"):  # a person marks it
+                    name = entry["grade_id"]
+                    grade, comment = book.find_grade(name, *names), book.find_comment(name, *names)
+                    is_empty = self._is_empty(cell, grades.assignment, cells)
+                    grade.auto_score = 0.0 if is_empty else None
+                    comment.auto_comment = "No response." if is_empty else None
+                    if grade.manual_score is None:
+                        grade.needs_manual_grade = not is_empty
+                    elif name in changed:
+                        grade.needs_manual_grade, comment.auto_comment = True, CHANGED
+                    score = grade.auto_score if grade.manual_score is None else grade.manual_score
+                    said = comment.manual_comment or comment.auto_comment
+                    written.append(WrittenMark(name, score, float(entry["points"]), said))
             book.db.commit()
         return written
 
     def final(self, grades: Grades) -> Grades:
-        """Return grades with the points and comments that a person has given to coded tasks.
-
-        Parameters
-        ----------
-        grades : Grades
-            As the grader has found them.
-
-        Returns
-        -------
-        Grades
-            The same where nobody has changed anything.
-        """
-        from nbgrader.api import Gradebook, MissingEntry
+        """Return grades with the points and comments that a person has given to coded tasks."""
+        from nbgrader.api import MissingEntry
 
         names = (grades.assignment, grades.assignment, grades.student)
         marks = []
-        with _nbgrader(), Gradebook(self.url) as book:
+        with self._opened() as book:
             for mark in grades.marks:
                 try:
                     points = book.find_grade(f"test_{mark.task}", *names).manual_score
@@ -155,62 +158,22 @@ class CourseFolder:
                 marks.append(mark)
         return grades._replace(marks=tuple(marks))
 
-    def _written_cells(self, assignment: str) -> list[Any]:
-        """Return the cells of a problem set that a person marks."""
-        entries = [(cell, cell.metadata.get("nbgrader", {})) for cell in self.released[assignment].cells]
-        return [cell for cell, entry in entries if entry.get("grade") and entry.get("solution")]
+    def _is_empty(self, released: Any, assignment: str, cells: Sequence[Cell]) -> bool:
+        """Whether there is certainly no answer; it may also be Markdown in cells of the student's own."""
+        known = {nbgrader_entry(cell).get("grade_id") for cell in self.released[assignment].cells}
+        own = [c for c in cells if c.cell_type == "markdown" and not c.is_locked and c.grade_id not in known]
+        answer = answer_to(cells, nbgrader_entry(released)["grade_id"])
+        return answer in ("", released.source.strip()) and not any(cell.source.strip() for cell in own)
 
-    def _written(
-        self, book: Any, cell: Any, names: tuple[str, str, str], cells: Sequence[Cell], is_changed: bool
-    ) -> WrittenMark:
-        name = cell.metadata.nbgrader.grade_id
-        grade, comment = book.find_grade(name, *names), book.find_comment(name, *names)
-        is_empty = answer_to(cells, name) in ("", cell.source.strip()) and not self._has_text_of_its_own(
-            names[0], cells
-        )
-        grade.auto_score = 0.0 if is_empty else None
-        comment.auto_comment = "No response." if is_empty else None
-        if grade.manual_score is None:
-            grade.needs_manual_grade = not is_empty
-        elif is_changed:
-            grade.needs_manual_grade, comment.auto_comment = True, CHANGED
-        score = grade.auto_score if grade.manual_score is None else grade.manual_score
-        points = float(cell.metadata.nbgrader.points)
-        return WrittenMark(name, score, points, comment.manual_comment or comment.auto_comment)
-
-    def _has_text_of_its_own(self, assignment: str, cells: Sequence[Cell]) -> bool:
-        """Whether there is Markdown in cells of the student's own: an answer may stand there."""
-        known = {
-            cell.metadata.get("nbgrader", {}).get("grade_id") for cell in self.released[assignment].cells
-        }
-        own = [cell for cell in cells if cell.cell_type == "markdown" and not cell.is_locked]
-        return any(cell.source.strip() for cell in own if cell.grade_id not in known)
-
-    def _copy_path(self, grades: Grades) -> Path:
-        place = Path("autograded") / grades.student / grades.assignment
-        return self.folder / place / f"{grades.assignment}.ipynb"
-
-    def _read_copy(self, grades: Grades) -> dict[str, str]:
-        """Return the answers in the copy that a person reads, by name; none where there is no copy yet."""
-        import nbformat
-
-        if not (path := self._copy_path(grades)).exists():
-            return {}
-        cells = nbformat.read(path, as_version=4).cells
-        return {cell.metadata.nbgrader.grade_id: cell.source for cell in cells if "nbgrader" in cell.metadata}
-
-    def _write_copy(self, grades: Grades, cells: Sequence[Cell]) -> None:
+    def _write_copy(self, grades: Grades, cells: Sequence[Cell]) -> set[str]:
         """Write what a person reads while marking: the released notebook with the student's answers in it.
 
-        Nothing of it is run again.
+        Nothing of it is run again.  Returned are the names of answers that differ from an earlier copy.
         """
-        import nbformat
-        from nbformat.v4 import new_code_cell, new_markdown_cell
-
         notebook = copy.deepcopy(self.released[grades.assignment])
         shown: set[str | None] = set()
         for cell in notebook.cells:
-            entry = cell.metadata.get("nbgrader", {})
+            entry = nbgrader_entry(cell)
             if entry.get("solution") and (answer := answer_to(cells, entry["grade_id"])):
                 shown.add(entry["grade_id"])
                 cell.source = answer if cell.cell_type == "code" else inert_markdown(answer)
@@ -223,42 +186,27 @@ class CourseFolder:
             notebook.cells.append(new_code_cell(source) if is_code else new_markdown_cell(source))
         for number, cell in enumerate(notebook.cells):
             cell.setdefault("id", f"cell-{number}")
-        write(self._copy_path(grades), nbformat.writes(notebook) + "\n")
+        place = self.folder / "autograded" / grades.student / grades.assignment / f"{grades.assignment}.ipynb"
+        before = _answers(nbformat.read(place, as_version=4)) if place.exists() else {}
+        write(place, nbformat.writes(notebook) + "\n")
+        return {name for name, source in _answers(notebook).items() if before.get(name, source) != source}
+
+
+def _answers(notebook: Any) -> dict[str, str]:
+    """Return the sources of cells that nbgrader knows, by its names."""
+    return {entry["grade_id"]: cell.source for cell in notebook.cells if (entry := nbgrader_entry(cell))}
 
 
 def answer_to(cells: Sequence[Cell], grade_id: str) -> str:
-    """Return what stands in the student's cells of a name; a cell may have been split.
-
-    Parameters
-    ----------
-    cells : sequence of Cell
-        The submission.
-    grade_id : str
-        nbgrader's name of the cell.
-
-    Returns
-    -------
-    str
-        Without blank ends; empty where there is no such cell.
-    """
+    """Return what stands in the student's cells of a name, without blank ends; a cell may have been split."""
     return "\n\n".join(c.source for c in cells if c.grade_id == grade_id and not c.is_locked).strip()
 
 
 def inert_markdown(source: str) -> str:
-    """Return Markdown in which tags, links, pictures and headings are text; mathematics stays as it is.
+    """Return Markdown that looks the same, in which tags, links, pictures and headings are text.
 
     Formgrader shows answers in the instructor's browser and lets everything through.  A blank makes
     the difference between a tag or a link and text, and none in mathematics.
-
-    Parameters
-    ----------
-    source : str
-        A student's text.
-
-    Returns
-    -------
-    str
-        The same for the eye.
     """
     source = source if len(source) <= MAX_ANSWER else source[:MAX_ANSWER] + CUT
     source = re.sub(r"<(?=[A-Za-z/!?])", "< ", source)
@@ -266,16 +214,3 @@ def inert_markdown(source: str) -> str:
     source = re.sub(r"(?m)^([\s>*+\-\d.)]*)#", r"\1\\#", source)  # headings have names on the page
     source = re.sub(r"(?m)^(\s*)(?=(=+|-+)\s*$)", r"\1\\", source)
     return re.sub(r"(?m)(`{3,}|~{3,})\s*mermaid", r"\1 text", source)
-
-
-@contextlib.contextmanager
-def _nbgrader() -> Iterator[None]:
-    """Let nbgrader find the tools beside Python, and hush its remarks about its own use of SQLAlchemy."""
-    path = os.environ.get("PATH", os.defpath)
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), path])
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        os.environ["PATH"] = path

@@ -1,8 +1,7 @@
-"""Grades one submission, or a pile of them in parallel: collector, sandbox, oracle, and what is kept.
+"""Grades one submission: its code cells go into a box with calls whose inputs were drawn from a fresh seed.
 
-The steps for one submission: its code cells go into a box with calls whose inputs were drawn
-from a fresh seed; answers are judged outside.  Where a task brings the box down (by memory, say),
-it loses its points and the box is started again with the rest.
+Answers are judged outside.  Where a task brings the box down (by memory, say), it loses its points and
+the box is started again with the rest.
 """
 
 import contextlib
@@ -11,16 +10,18 @@ import secrets
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from queue import SimpleQueue
+from functools import partial
+from itertools import chain, count, islice
 from typing import Any, NamedTuple
 
-from vaecourse.coursework import ps1, ps2, ps3, ps4, ps5, runner  # noqa: F401  (the sets register their tasks)
-from vaecourse.coursework.collector import Cell, Submission
+import vaecourse.coursework.tasks  # noqa: F401  (the sets register their tasks)
+from vaecourse.coursework.box import runner
+from vaecourse.coursework.box.sandbox import Outcome, run
+from vaecourse.coursework.box.watching import Limits
+from vaecourse.coursework.intake import Cell, Submission
 from vaecourse.coursework.oracle import SETUP, TASKS, Check, Draw, Mark, Task, clean, verdict_of
-from vaecourse.coursework.sandbox import Limits, Outcome, run
 
 PROBLEMS = {
     "timeout": "timeout: it ran out of time",
@@ -30,6 +31,7 @@ PROBLEMS = {
     "stopped": "stopped: grading was stopped",
     "ended": "error: the process ended before it could answer",
 }
+UNSOUND = "malformed: the result is not what the runner writes"
 
 
 class Grades(NamedTuple):
@@ -75,53 +77,25 @@ def grade_submission(
     trusted: bool = False,
     stop: threading.Event | None = None,
 ) -> Grades:
-    """Return the marks of a submission.
+    """Return the marks of a submission; nothing that a student hands in makes this function raise.
 
-    Parameters
-    ----------
-    submission : Submission
-        What the collector has read.
-    seed : int, optional
-        Of the inputs; drawn anew if left out, and part of the result, so that it can be repeated.
-    limits : Limits, optional
-        What it may use; the default limits if left out.
-    slot : int, default 0
-        Number of the box among those that run at the same moment.
-    trusted : bool, default False
-        Run without a sandbox.
-    stop : threading.Event, optional
-        Ends the run when it is set; the grades are then worth nothing.
-
-    Returns
-    -------
-    Grades
-        A mark for every task of the problem set.  Nothing that a student hands in makes this function
-        raise.
+    The seed is drawn anew if it is left out; it is part of the result, so that it can be repeated.
+    `slot`, `trusted` and `stop` are those of `vaecourse.coursework.box.sandbox.run`; grades that were
+    stopped are worth nothing.
     """
     seed = secrets.randbits(48) if seed is None else seed
     tasks = tasks_of(submission.assignment)
-    verdicts = dict.fromkeys([task.name for task in tasks], f"malformed: {submission.problem}")
-    failed: tuple[str, ...] = ()
-    seconds = 0.0
-    if not submission.problem:
-        checks = {task.name: list(task.checks(Draw(seed + n))) for n, task in enumerate(tasks)}
-        code = student_code(submission.cells)
-        session = _Session(code, limits or Limits(), slot, trusted, stop)
-        found = session.verdicts(checks)
-        verdicts = {name: _explained(verdict, name, session.failed_cells) for name, verdict in found.items()}
-        failed = tuple(f"{name}: {error}" for name, error in session.failed_cells.items())
-        seconds = session.seconds
-    marks = tuple(_mark(task, verdicts[task.name]) for task in tasks)
-    return Grades(
-        submission.student,
-        submission.assignment,
-        marks,
-        submission.digest,
-        seed,
-        failed,
-        "; ".join(filter(None, [submission.remark, _other_set(submission)])),
-        seconds,
-    )
+    code = [("setup", SETUP), *student_code(submission.cells)]
+    session = _Session(code, limits or Limits(), partial(run, slot=slot, trusted=trusted, stop=stop))
+    if submission.problem:
+        verdicts = dict.fromkeys(tasks, f"malformed: {submission.problem}")
+    else:
+        verdicts = session.verdicts({task: list(task.checks(Draw(seed + n))) for n, task in enumerate(tasks)})
+    marks = tuple(_mark(task, verdicts[task], session.failed_cells) for task in tasks)
+    failed = tuple(f"{name}: {error}" for name, error in session.failed_cells.items())
+    remark = "; ".join(filter(None, [submission.remark, _other_set(submission)]))
+    who = (submission.student, submission.assignment)
+    return Grades(*who, marks, submission.digest, seed, failed, remark, session.seconds)
 
 
 def _other_set(submission: Submission) -> str:
@@ -133,119 +107,79 @@ def _other_set(submission: Submission) -> str:
     return ""
 
 
+def _mark(task: Task, verdict: str, failed_cells: dict[str, str]) -> Mark:
+    if verdict.startswith("error: there is no function") and task.name in failed_cells:
+        verdict = f"{verdict}: its cell raised {failed_cells[task.name]}"
+    return Mark(task.name, task.points if verdict == "ok" else 0.0, task.points, clean(verdict))
+
+
 class _Session:
     """The runs of one submission."""
 
-    def __init__(
-        self,
-        code: Sequence[tuple[str, str]],
-        limits: Limits,
-        slot: int,
-        trusted: bool,
-        stop: threading.Event | None,
-    ) -> None:
-        self.code, self.limits, self.slot, self.trusted, self.stop = code, limits, slot, trusted, stop
+    def __init__(self, code: list[tuple[str, str]], limits: Limits, start: Callable[..., Outcome]) -> None:
+        self.code, self.limits, self.start = code, limits, start
         self.failed_cells: dict[str, str] = {}
-        self.seconds, self.has_begun = 0.0, False
+        self.seconds = 0.0
 
-    def verdicts(self, checks: dict[str, list[Check]]) -> dict[str, str]:
+    def verdicts(self, checks: dict[Task, list[Check]]) -> dict[Task, str]:
         """Return the verdict on each task; a task that ends a run is left out of the next."""
-        found: dict[str, str] = {}
-        while waiting := {name: mine for name, mine in checks.items() if name not in found}:
-            outcome = self._run(waiting)
-            result = read_result(outcome.result, bool(outcome.problem))
-            if result is None:
-                unsound = "malformed: the result is not what the runner writes"
-                return {**found, **dict.fromkeys(waiting, unsound)}
-            found |= self._settled(waiting, *result)
-            left = [name for name in waiting if name not in found]
-            verdict = self._verdict(outcome.problem or "ended")
-            if self.has_begun and outcome.problem not in ("timeout", "stopped"):
-                left = left[:1]  # it ended the run, and the others have another chance
-            found |= dict.fromkeys(left, verdict)
+        found: dict[Task, str] = {}
+        while waiting := {task: task.calls(mine) for task, mine in checks.items() if task not in found}:
+            calls = [{"id": number, **call} for number, call in enumerate(chain(*waiting.values()))]
+            limits = replace(self.limits, wall=max(1.0, self.limits.wall - self.seconds))
+            outcome = self.start(self.code, calls, limits=limits)
+            result = Result(outcome)
+            self.seconds += outcome.seconds
+            self.failed_cells = result.failed_cells or self.failed_cells
+            if not result.is_sound:
+                return {**found, **dict.fromkeys(waiting, UNSOUND)}
+            numbers = count()
+            for task, mine in waiting.items():
+                replies = [result.replies.get(number) for number in islice(numbers, len(mine))]
+                if None not in replies:
+                    found[task] = verdict_of(task, checks[task], replies)
+                elif task.name in result.problems:
+                    found[task] = self._verdict(result.problems[task.name])
+                else:  # this one has ended the run, and the others may have another chance
+                    has_ended = result.has_begun and outcome.problem not in ("timeout", "stopped")
+                    left = [task] if has_ended else [other for other in waiting if other not in found]
+                    found |= dict.fromkeys(left, self._verdict(outcome.problem or "ended"))
+                    break
         return found
-
-    def _settled(
-        self, waiting: dict[str, list[Check]], replies: dict[int, dict[str, Any]], problems: dict[str, str]
-    ) -> dict[str, str]:
-        """Return the verdicts on tasks that have an answer to every call, or a problem of their own.
-
-        The first task without either is the one during which the run ended.
-        """
-        found, start = {}, 0
-        for name, mine in waiting.items():
-            numbers = range(start, start + len(mine))
-            start += len(mine)
-            problem = next((problems[g] for check in mine if (g := check.group or name) in problems), "")
-            if all(number in replies for number in numbers):
-                answers = [replies[number] for number in numbers]
-                found[name] = verdict_of(list(zip(mine, answers, strict=True)))
-            elif problem:
-                found[name] = self._verdict(problem)
-            else:
-                break
-        return found
-
-    def _run(self, waiting: dict[str, list[Check]]) -> Outcome:
-        """Run the cells, and the calls of all tasks that wait, numbered from 0."""
-        limits = replace(self.limits, wall=max(1.0, self.limits.wall - self.seconds))
-        if self.trusted:  # without a namespace of its own, all processes of this user would count
-            limits = replace(limits, processes=0)
-        cells = [("setup", SETUP), *self.code]
-        owned = [(name, check) for name, mine in waiting.items() for check in mine]
-        calls = [
-            {"id": number, "group": check.group or name, **check.call}
-            for number, (name, check) in enumerate(owned)
-        ]
-        lines = [{"cells": cells, "limits": asdict(limits)}, *calls]
-        job = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        outcome = run(job, limits=limits, slot=self.slot, trusted=self.trusted, stop=self.stop)
-        self.seconds += outcome.seconds
-        self._note_cells(outcome.result)
-        return outcome
-
-    def _note_cells(self, result: bytes) -> None:
-        """Keep what the first line says about cells that failed; it also shows that calls have begun."""
-        first = read_line(result.partition(b"\n")[0]) or {}
-        cells = first.get("failed_cells")
-        self.has_begun = isinstance(cells, list)
-        if isinstance(cells, list):
-            named = [cell for cell in cells[:20] if isinstance(cell, dict)]
-            self.failed_cells = {clean(cell.get("cell")): clean(cell.get("error")) for cell in named}
 
     def _verdict(self, problem: str) -> str:
         sizes = {name: int(value) // 10**6 for name, value in asdict(self.limits).items()}
         return PROBLEMS[problem].format(**sizes)
 
 
-def read_line(line: bytes) -> dict[str, Any] | None:
-    """Return a line of the result, or nothing if it is not a JSON object."""
-    try:
+class Result:
+    """What a run has said, taken apart with suspicion: failed cells, replies by number, problems by task."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        lines = outcome.result.split(b"\n")
+        if outcome.problem:  # it may end in the middle of a line
+            lines.pop()
+        told = [_json_object(line) for line in lines if line]
+        self.is_sound = None not in told
+        cells = (told[0] or {}).get("failed_cells") if told else None
+        self.has_begun = isinstance(cells, list)  # with the calls
+        named = [cell for cell in cells[:20] if isinstance(cell, dict)] if isinstance(cells, list) else []
+        self.failed_cells = {clean(cell.get("cell")): clean(cell.get("error")) for cell in named}
+        self.replies: dict[int, dict[str, Any]] = {}
+        self.problems: dict[str, str] = {}
+        for line in filter(None, told):
+            if isinstance(number := line.get("id"), int):
+                self.replies.setdefault(number, line)
+            elif isinstance(name := line.get("task"), str) and line.get("problem") in ("timeout", "ended"):
+                self.problems[name] = line["problem"]
+
+
+def _json_object(line: bytes) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def read_result(result: bytes, is_cut: bool) -> tuple[dict[int, dict[str, Any]], dict[str, str]] | None:
-    """Take a result apart: replies by number, and problems by group; nothing if a line is not sound.
-
-    A run that was cut off may end in the middle of a line.
-    """
-    lines = result.split(b"\n")
-    if is_cut:
-        lines.pop()
-    replies: dict[int, dict[str, Any]] = {}
-    problems: dict[str, str] = {}
-    for line in filter(None, lines):
-        told = read_line(line)
-        if told is None:
-            return None
-        if isinstance(number := told.get("id"), int):
-            replies.setdefault(number, told)
-        elif isinstance(group := told.get("group"), str) and told.get("problem") in ("timeout", "ended"):
-            problems[group] = told["problem"]
-    return replies, problems
+        if isinstance(found, dict):
+            return found
+    return None
 
 
 # ---- on a student's own machine ----
@@ -254,25 +188,12 @@ def read_result(result: bytes, is_cut: bool) -> tuple[dict[int, dict[str, Any]],
 def check_cells(
     cells: Sequence[Cell], tasks: Sequence[Task], *, seed: int = 0
 ) -> tuple[list[Mark], dict[str, str]]:
-    """Return the marks that cells would get, computed in this process, without any protection.
+    """Return the marks that cells would get, and the errors of cells that raised one, by name.
 
-    Parameters
-    ----------
-    cells : sequence of Cell
-        Of a notebook whose author runs this.
-    tasks : sequence of Task
-        What is asked.
-    seed : int, default 0
-        Of the inputs; graders draw others.
-
-    Returns
-    -------
-    marks : list of Mark
-        One for each task.
-    failed : dict
-        Names of cells that raised an error, and the error.
+    They run in this process, without any protection: for a notebook whose author runs this.
     """
     failed: dict[str, str] = {}
+    marks = []
     with contextlib.ExitStack() as stack:
         stack.callback(sys.modules.__setitem__, "__main__", sys.modules["__main__"])
         stack.enter_context(contextlib.chdir(stack.enter_context(tempfile.TemporaryDirectory())))
@@ -282,79 +203,8 @@ def check_cells(
                 runner.run_cell(source, name, namespace)
             except (Exception, SystemExit) as error:
                 failed[name] = runner.describe(error)
-        verdicts = {task.name: _verdict_here(task, namespace, seed + n) for n, task in enumerate(tasks)}
-    return [_mark(task, _explained(verdicts[task.name], task.name, failed)) for task in tasks], failed
-
-
-def _verdict_here(task: Task, namespace: dict[str, Any], seed: int) -> str:
-    checks = list(task.checks(Draw(seed)))
-    groups: dict[str, list[tuple[int, Check]]] = {}
-    for index, check in enumerate(checks):
-        groups.setdefault(check.group, []).append((index, check))
-    replies: dict[int, dict[str, Any]] = {}
-    for group in groups.values():
-        for told in runner.answers([{"id": index, **check.call} for index, check in group], namespace):
-            replies[told["id"]] = json.loads(json.dumps(told))
-    return verdict_of([(check, replies[index]) for index, check in enumerate(checks)])
-
-
-def _explained(verdict: str, task: str, failed: dict[str, str]) -> str:
-    """Say why there is no function, where its cell raised an error."""
-    if verdict.startswith("error: there is no function") and task in failed:
-        return f"{verdict}: its cell raised {failed[task]}"
-    return verdict
-
-
-def _mark(task: Task, verdict: str) -> Mark:
-    return Mark(task.name, task.points if verdict == "ok" else 0.0, task.points, clean(verdict))
-
-
-# ---- a pile ----
-
-
-def grade_all(
-    submissions: Sequence[Submission],
-    *,
-    jobs: int,
-    limits: Limits | None = None,
-    trusted: bool = False,
-) -> Iterator[Grades]:
-    """Yield grades in the order in which they are ready.
-
-    Parameters
-    ----------
-    submissions : sequence of Submission
-        What the collector has read.
-    jobs : int
-        How many boxes run at a time.
-    limits : Limits, optional
-        What each may use.
-    trusted : bool, default False
-        Run without a sandbox.
-
-    Yields
-    ------
-    Grades
-        Of one submission.
-    """
-    stop = threading.Event()
-    slots: SimpleQueue[int] = SimpleQueue()  # of boxes that run at the same moment
-    for slot in range(jobs):
-        slots.put(slot)
-
-    def grade(submission: Submission) -> Grades:
-        slot = slots.get()
-        try:
-            return grade_submission(submission, limits=limits, slot=slot, trusted=trusted, stop=stop)
-        finally:
-            slots.put(slot)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        waiting = [pool.submit(grade, submission) for submission in submissions]
-        try:
-            for done in as_completed(waiting):
-                yield done.result()
-        finally:
-            stop.set()
-            for future in waiting:
-                future.cancel()
+        for n, task in enumerate(tasks):
+            checks = list(task.checks(Draw(seed + n)))
+            replies = json.loads(json.dumps(list(runner.answers(task.calls(checks), namespace))))
+            marks.append(_mark(task, verdict_of(task, checks, replies), failed))
+    return marks, failed

@@ -1,20 +1,20 @@
 """What a task is, and whether answers to it are right.  Runs outside the sandbox and trusts nothing it reads.
 
-A task draws inputs from a seed and yields checks.  A check is a call for the runner and a judge of
-what comes back: a function that returns nothing if the answer is right, and otherwise a sentence
-for the student.
+A task draws inputs from a seed and yields checks.  A check is one or more calls for the runner and a
+judge, which goes through their answers in order and yields sentences for the student: the first counts,
+and there is none (they are all None) if the answers are right.
 """
 
-import base64
-import binascii
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from inspect import signature
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-TOLERANCES = {"float64": (1e-9, 1e-7), "float32": (1e-5, 1e-5)}  # absolute and relative
+Tolerance = tuple[float | Tensor, float]  # absolute (a number, or one for each element) and relative
+TOLERANCE: Tolerance = (1e-9, 1e-7)
 
 SETUP = """\
 import math
@@ -23,30 +23,26 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Independent, Normal, kl_divergence"""
 
-Judge = Callable[["Answer"], str | None]
+Call = dict[str, Any]  # what the runner reads, or a part of it
+Problems = Iterator[str | None]
+Judge = Callable[[Iterator["Answer"]], Problems]
 
 
-class MalformedError(ValueError):
-    """What came out of the sandbox is not what the runner writes."""
+class RefusedError(Exception):
+    """There is no answer that could be judged; the message is the verdict."""
 
 
 def told(value: Any) -> Any:
-    """Return an argument as JSON data; fixtures and objects are data already."""
+    """Return tensors, wherever they are in a value, as JSON data."""
+    if isinstance(value, dict):
+        return {name: told(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [told(part) for part in value]
     if not isinstance(value, Tensor):
         return value
     dtype = str(value.dtype).removeprefix("torch.")
     values = value.double() if value.is_floating_point() else value
     return {"kind": "tensor", "dtype": dtype, "shape": list(value.shape), "values": values.tolist()}
-
-
-def fixture(name: str, /, **settings: Any) -> dict[str, Any]:
-    """Return an argument that JSON cannot carry: one of `vaecourse.coursework.runner.FIXTURES`."""
-    return {"fixture": name, **{setting: told(value) for setting, value in settings.items()}}
-
-
-def shared(name: str) -> dict[str, Any]:
-    """Return an argument that stands for an object which an earlier call of the group has made."""
-    return {"object": name}
 
 
 class Draw:
@@ -71,15 +67,21 @@ class Draw:
         """Return a whole number from low to high, both included."""
         return int(torch.randint(low, high + 1, (), generator=self.generator))
 
+    def seed(self) -> int:
+        """Return a seed for another generator."""
+        return self.integer(0, 10**6)
 
-@dataclass
-class Check:
-    """A call, and the judge of its answer; checks of one `group` run in one process, one after another."""
 
-    call: dict[str, Any]
-    judge: Judge = lambda answer: None
-    group: str = ""
-    may_fail: bool = False
+class Check(NamedTuple):
+    """Calls, and the judge of their answers.
+
+    A call is what the runner reads (see `vaecourse.coursework.box.calls.answer`), with tensors as they
+    are.  If it has no ``function``, it is the task's own; calls without a ``group`` run in one process
+    for the whole task; one with ``may_fail`` may raise an error.
+    """
+
+    calls: list[Call]
+    judge: Judge
 
 
 class Task(NamedTuple):
@@ -89,6 +91,11 @@ class Task(NamedTuple):
     assignment: str
     points: float
     checks: Callable[[Draw], Iterator[Check]]
+
+    def calls(self, checks: Iterable[Check]) -> list[Call]:
+        """Return the calls of checks as JSON data, complete but for their numbers."""
+        mine = {"task": self.name, "group": "", "function": self.name}
+        return [told({**mine, **call}) for check in checks for call in check.calls]
 
 
 TASKS: dict[str, Task] = {}
@@ -109,90 +116,58 @@ def task(assignment: str, points: float) -> Callable[[Callable[[Draw], Iterator[
 # ---- answers ----
 
 
-@dataclass
 class Answer:
     """What was told of one call, taken apart with suspicion."""
 
-    told: dict[str, Any]
+    def __init__(self, told: dict[str, Any]) -> None:
+        self.told = told
+
+    def part(self, name: str, kind: type) -> Any:
+        """Return a part of what was told."""
+        found = self.told.get(name)
+        if not isinstance(found, kind):
+            raise RefusedError(f"malformed: the answer has no {name}")
+        return found
 
     def tensor(self) -> Tensor:
         """Return the value as a float64 tensor, without dimensions for a Python number."""
-        return _tensor(self.told.get("value"))
+        return read_tensor(self.part("value", dict))
 
     def numbers(self, name: str) -> list[Tensor]:
         """Return the numbers that were told of an object."""
-        found = self._part("tell", dict).get(name)
+        found = self.part("tell", dict).get(name)
         if not isinstance(found, list) or len(found) > 100:
-            raise MalformedError(f"nothing was told of {name}")
-        return [_tensor(entry) for entry in found]
+            raise RefusedError(f"malformed: nothing was told of {name}")
+        return [read_tensor(entry) for entry in found]
 
-    def file(self, name: str) -> bytes | None:
-        """Return the bytes of a file, or nothing where there is none."""
-        content = self._part("files", dict).get(name)
-        if content is None:
-            return None
-        try:
-            return base64.b64decode(content, validate=True)
-        except (TypeError, ValueError, binascii.Error) as error:
-            raise MalformedError(f"the file {name} is not base64") from error
-
-    def gradients(self) -> list[Tensor | None]:
-        """Return the gradients that were asked for; none where the value does not depend on an argument."""
-        return [None if entry is None else _tensor(entry) for entry in self._part("gradients", list)]
-
-    def describe(self, name: str) -> Any:
-        """Return a part of the value's description: its device, dtype and so on."""
-        value = self.told.get("value")
-        return value.get(name) if isinstance(value, dict) else None
-
-    def lines(self) -> int:
-        """Return how many lines of Python ran."""
-        return int(self._part("lines", int))
-
-    def host_reads(self) -> str:
-        """Return the names of torch's functions that took numbers out of tensors, or nothing."""
-        return ", ".join(clean(name) for name in self._part("host_reads", list)[:5])
-
-    def _part(self, name: str, kind: type) -> Any:
-        found = self.told.get(name)
-        if not isinstance(found, kind):
-            raise MalformedError(f"the answer has no {name}")
-        return found
+    def mismatch(self, **expected: Any) -> str | None:
+        """Return nothing if the value is so described (kind, dtype, shape, ...), and else a sentence."""
+        value = self.part("value", dict)
+        if value.get("kind") == "none":
+            return "it returned nothing (None)"
+        if value.get("kind") == "other":
+            return f"it returned a value of type {str(value.get('type'))[:40]}, not a tensor or number"
+        for name, wanted in expected.items():
+            if (found := value.get(name)) != wanted:
+                return f"the {name} is {str(found)[:30]} where {wanted} is expected"
+        return None
 
 
-def _tensor(entry: Any) -> Tensor:
+def read_tensor(entry: Any) -> Tensor:
+    """Return the numbers of what should be a number or a tensor."""
     if not isinstance(entry, dict):
-        raise MalformedError("a value is not described")
-    if entry.get("kind") == "number":
-        return _numbers(entry.get("value"), [])
-    if entry.get("kind") == "tensor" and "values" in entry:
-        return _numbers(entry["values"], entry.get("shape"))
-    raise MalformedError("a value has no numbers")
-
-
-def _numbers(values: Any, shape: Any) -> Tensor:
+        raise RefusedError("malformed: a value is not described")
+    is_number = entry.get("kind") == "number"
+    if not is_number and not (entry.get("kind") == "tensor" and "values" in entry):
+        raise RefusedError("malformed: a value has no numbers")
+    values, shape = entry.get("value" if is_number else "values"), [] if is_number else entry.get("shape")
     try:
-        tensor = torch.tensor(values, dtype=torch.float64)
-        return tensor.reshape(shape)
+        return torch.tensor(values, dtype=torch.float64).reshape(shape)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError, RuntimeError, RecursionError) as error:
-        raise MalformedError("a value is not made of numbers") from error
+        raise RefusedError("malformed: a value is not made of numbers") from error
 
 
-def _returned(answer: Answer) -> str | None:
-    """Say what was returned where it has no numbers."""
-    value = answer.told.get("value")
-    kind = value.get("kind") if isinstance(value, dict) else None
-    if kind == "none":
-        return "it returned nothing (None)"
-    if kind == "other":
-        assert isinstance(value, dict)
-        return f"it returned a value of type {str(value.get('type'))[:40]}, not a tensor or number"
-    return None
-
-
-def compare(
-    found: Tensor, expected: Tensor, tolerance: tuple[float | Tensor, float], what: str = ""
-) -> str | None:
+def compare(found: Tensor, expected: Tensor, what: str = "", tolerance: Tolerance = TOLERANCE) -> str | None:
     """Return nothing if two tensors agree, and else a sentence that says how they differ."""
     what = f"{what}: " if what else ""
     if found.shape != expected.shape:
@@ -215,98 +190,63 @@ def _got(found: float, expected: float) -> str:
     return f"got {found:.12g} where {expected:.12g} is expected; {advice}"
 
 
-def judge_value(
-    expected: Tensor | float,
-    *,
-    tolerance: tuple[float | Tensor, float],
-    gradients: Sequence[Tensor] = (),
-    names: Sequence[str] = (),
-    dtype: str | None = None,
-    hint: str = "",
-) -> Judge:
-    """Return a judge that expects a value, and gradients where they were asked for."""
-    wanted = torch.as_tensor(expected, dtype=torch.float64)
-
-    def judge(answer: Answer) -> str | None:
-        if problem := _returned(answer):
-            return problem
-        if dtype is not None and answer.describe("dtype") != dtype:
-            return f"the dtype is {str(answer.describe('dtype'))[:20]} where {dtype} is expected"
-        problem = compare(answer.tensor(), wanted, tolerance)
-        if problem is None and gradients:
-            for name, want, found in zip(names, gradients, answer.gradients(), strict=True):
-                if found is None:
-                    return f"no gradient flows to {name}"
-                problem = problem or compare(found, want, tolerance, f"gradient with respect to {name}")
-        return f"{problem}; {hint}" if problem and hint else problem
-
-    return judge
-
-
 def value_check(
-    function: str,
     args: Sequence[Any],
-    expected: Tensor | float | Callable[..., Tensor],
+    expected: Tensor | float | Callable[..., Tensor | float],
     *,
-    kwargs: dict[str, Any] | None = None,
-    gradients: dict[int, str] | None = None,
-    tolerance: tuple[float | Tensor, float] = TOLERANCES["float64"],
+    here: str = "",
+    kwargs: Mapping[str, Any] | None = None,
+    gradients: Mapping[int, str] | None = None,
+    tolerance: Tolerance = TOLERANCE,
     dtype: str | None = None,
-    hint: str = "",
-    **more: Any,
+    more: Mapping[str, Any] | None = None,
 ) -> Check:
-    """Return a check that a function has a value.
+    """Return a check that the task's function has a value for these arguments.
 
-    Parameters
-    ----------
-    function : str
-        Its name.
-    args : sequence
-        Numbers, strings, tensors and fixtures.
-    expected : torch.Tensor, float or callable
-        The value, or a function of the arguments (and keyword arguments) that computes it.
-    kwargs : dict, optional
-        Keyword arguments.
-    gradients : dict, optional
-        Positions of arguments whose gradient is compared too, with their names; `expected` is callable then.
-    tolerance : tuple
-        Absolute (a number, or one for each element) and relative.
-    dtype : str, optional
-        Demanded of the value, where the task says so.
-    hint : str
-        Added to the sentence for the student.
-    **more
-        Other parts of the call, see `vaecourse.coursework.runner.answer`.
-
-    Returns
-    -------
-    Check
-        The call and the judge.
+    `expected` is the value, or a function of the arguments that computes it; `gradients` are the
+    positions of arguments whose gradient is compared too, with their names, and need such a function.
+    `dtype` is demanded of the value, `here` says to the student what is special about the inputs (their
+    shapes and values if it is left out), and `more` are other parts of the call.
     """
     kwargs, gradients = kwargs or {}, gradients or {}
-    call = {
-        "function": function,
-        "args": [told(value) for value in args],
-        "kwargs": {name: told(value) for name, value in kwargs.items()},
-        **more,
-    }
-    slopes: Sequence[Tensor] = ()
-    if callable(expected):
-        inputs = list(args)
-        for position in gradients:
-            inputs[position] = args[position].clone().requires_grad_()
-        expected = torch.as_tensor(expected(*inputs, **kwargs), dtype=torch.float64)
-        if gradients:
-            # unequal weights, so that gradients which are right only in sum are found out
-            weights = torch.linspace(1.0, 2.0, expected.numel(), dtype=torch.float64).reshape(expected.shape)
-            slopes = torch.autograd.grad(
-                (expected * weights).sum(), [inputs[position] for position in gradients]
-            )
-            call |= {"gradients": list(gradients), "weights": told(weights)}
-            expected = expected.detach()
-    names = list(gradients.values())
-    judge = judge_value(expected, tolerance=tolerance, gradients=slopes, names=names, dtype=dtype, hint=hint)
-    return Check(call, judge)
+    inputs = [value.clone().requires_grad_() if n in gradients else value for n, value in enumerate(args)]
+    wanted = expected(*inputs, **kwargs) if callable(expected) else expected
+    value = torch.as_tensor(wanted, dtype=torch.float64)
+    call: Call = {"args": args, "kwargs": kwargs, **(more or {})}
+    slopes: dict[str, Tensor] = {}
+    if gradients:
+        # unequal weights, so that gradients which are right only in sum are found out
+        weights = torch.linspace(1.0, 2.0, value.numel(), dtype=torch.float64).reshape(value.shape)
+        gradient = torch.autograd.grad((value * weights).sum(), [inputs[n] for n in gradients])
+        slopes = dict(zip(gradients.values(), gradient, strict=True))
+        call |= {"gradients": list(gradients), "weights": weights}
+    if callable(expected) and not here:
+        given = signature(expected).bind(*args, **kwargs)
+        given.apply_defaults()
+        said = (_described(name, value) for name, value in given.arguments.items())
+        here = ", ".join(filter(None, said))
+
+    def judge(answers: Iterator[Answer]) -> Problems:
+        (answer,) = answers
+        yield answer.mismatch(**({"dtype": dtype} if dtype else {}))
+        problem = compare(answer.tensor(), value.detach(), "", tolerance)
+        yield problem and f"{problem}; here {here}"
+        found = answer.part("gradients", list) if slopes else []
+        for (name, wanted), slope in zip(slopes.items(), found, strict=True):
+            if slope is None:
+                yield f"no gradient flows to {name}"
+            problem = compare(read_tensor(slope), wanted, f"gradient with respect to {name}", tolerance)
+            yield problem and f"{problem}; here {here}"
+
+    return Check([call], judge)
+
+
+def _described(name: str, value: Any) -> str:
+    if isinstance(value, dict):  # a fixture
+        return ""
+    if isinstance(value, Tensor):
+        return f"{name} has shape {tuple(value.shape)}"
+    return f"{name} = {value:.4g}" if isinstance(value, float) else f"{name} = {value!r}"
 
 
 # ---- verdicts ----
@@ -321,32 +261,33 @@ class Mark(NamedTuple):
     verdict: str
 
 
-def verdict_of(answers: Sequence[tuple[Check, dict[str, Any]]]) -> str:
-    """Return ``ok``, or the reason of the first check that fails."""
-    for check, reply in answers:
-        if reply.get("missing") is True:
-            return f"error: there is no function {check.call['function']}"
-        if "error" in reply:
-            if check.may_fail:
-                continue
-            said = clean(reply["error"])
-            return "error: not written yet" if said.startswith("NotImplementedError") else f"error: {said}"
-        try:
-            problem = _changed(reply) or check.judge(Answer(reply))
-        except MalformedError as error:
-            return f"malformed: {clean(error)}"
-        except Exception as error:  # an answer that nobody has thought of must not stop the others
-            return f"malformed: the answer cannot be judged ({type(error).__name__})"
-        if problem:
-            return f"wrong: {problem}"
+def verdict_of(task: Task, checks: Iterable[Check], replies: Iterable[Any]) -> str:
+    """Return ``ok``, or the reason of the first check that fails, given the replies to all calls."""
+    checks = list(checks)
+    answers = map(_sound_answer, task.calls(checks), replies)
+    try:
+        for check in checks:
+            mine = islice(answers, len(check.calls))
+            if problem := next(filter(None, check.judge(mine)), None):
+                return f"wrong: {problem}"
+            list(mine)  # calls that the judge had no need to look at must have worked, too
+    except RefusedError as refused:
+        return str(refused)
+    except Exception as error:  # an answer that nobody has thought of must not stop the others
+        return f"malformed: the answer cannot be judged ({type(error).__name__})"
     return "ok"
 
 
-def _changed(reply: dict[str, Any]) -> str | None:
+def _sound_answer(call: Call, reply: dict[str, Any]) -> Answer:
+    if reply.get("missing") is True:
+        raise RefusedError(f"error: there is no function {call['function']}")
+    if "error" in reply and "may_fail" not in call:
+        said = clean(reply["error"])
+        raise RefusedError(f"error: {'not written yet' if said.startswith('NotImplementedError') else said}")
     changed = reply.get("changed")
     if isinstance(changed, list) and changed and isinstance(changed[0], int):
-        return f"it changed its argument number {changed[0] + 1} in place"
-    return None
+        raise RefusedError(f"wrong: it changed its argument number {changed[0] + 1} in place")
+    return Answer(reply)
 
 
 def clean(text: Any) -> str:

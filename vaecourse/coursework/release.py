@@ -4,34 +4,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-MARKERS = (
-    "BEGIN SOLUTION",
-    "END SOLUTION",
-    "BEGIN MARK SCHEME",
-    "END MARK SCHEME",
-    "BEGIN HIDDEN",
-    "END HIDDEN",
-)
+MARKER = re.compile("(?:BEGIN|END) (?:SOLUTION|MARK SCHEME|HIDDEN)", re.IGNORECASE)
 
 
 def source_notebooks(source: Path) -> list[Path]:
-    """Return the instructor's notebooks below a folder, ``psN/psN.ipynb``, in order.
-
-    Parameters
-    ----------
-    source : pathlib.Path
-        The folder with a folder per problem set.
-
-    Returns
-    -------
-    list of pathlib.Path
-        Their files.
-
-    Raises
-    ------
-    ValueError
-        If there are none.
-    """
+    """Return the instructor's notebooks below a folder, ``psN/psN.ipynb``, in order."""
     found = [path for path in sorted(source.glob("ps*/ps*.ipynb")) if path.stem == path.parent.name]
     if not found:
         raise ValueError(f"there is no psN/psN.ipynb below {source}; name the folder with --source")
@@ -39,26 +16,9 @@ def source_notebooks(source: Path) -> list[Path]:
 
 
 def release(source: Path, target: Path) -> list[Path]:
-    """Write the student version of every problem set and return the files.
+    """Write the student version of every problem set, ``psN/psN.ipynb``, and return the files.
 
     The same source gives the same bytes.
-
-    Parameters
-    ----------
-    source : pathlib.Path
-        The folder of instructor notebooks, ``psN/psN.ipynb``.
-    target : pathlib.Path
-        Where ``psN/psN.ipynb`` are written; made if missing.
-
-    Returns
-    -------
-    list of pathlib.Path
-        What was written.
-
-    Raises
-    ------
-    ValueError
-        If there are no notebooks, or one would still show a solution.
     """
     written = []
     for path in source_notebooks(source):
@@ -71,31 +31,19 @@ def release(source: Path, target: Path) -> list[Path]:
 
 
 def student_version(path: Path) -> str:
-    """Return the text of the student's version of an instructor notebook.
+    """Return the text of an instructor's notebook without solutions, model answers and outputs.
 
-    Parameters
-    ----------
-    path : pathlib.Path
-        The instructor's notebook.
-
-    Returns
-    -------
-    str
-        A notebook in which solutions, model answers and outputs are replaced or gone.
-
-    Raises
-    ------
-    ValueError
-        If a solution cell has no marked solution, or a marker would be left.
+    ValueError says which cell has no marked solution, or which markers would be left.
     """
     import nbformat
     from nbgrader import preprocessors as steps
 
     notebook: Any = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
-        if _entry(cell).get("solution") and MARKERS[0] not in cell.source:
-            raise ValueError(f"{path.name}: cell {_entry(cell)['grade_id']} has no ### {MARKERS[0]}")
-        cell.metadata = {"nbgrader": dict(_entry(cell))} if _entry(cell) else {}
+        entry = nbgrader_entry(cell)
+        if entry.get("solution") and "BEGIN SOLUTION" not in cell.source:
+            raise ValueError(f"{path.name}: cell {entry['grade_id']} has no ### BEGIN SOLUTION")
+        cell.metadata = {"nbgrader": dict(entry)} if entry else {}
     for step in (
         steps.ClearSolutions(),
         steps.LockCells(),
@@ -105,11 +53,12 @@ def student_version(path: Path) -> str:
     ):
         notebook, _ = step.preprocess(notebook, {})
     text: str = nbformat.writes(notebook) + "\n"
-    if left := [marker for marker in MARKERS if re.search(marker, text, re.IGNORECASE)]:
+    if left := MARKER.findall(text):
         raise ValueError(f"{path.name}: the student's version would still hold {', '.join(left)}")
     return text
 
 
-def _entry(cell: Any) -> dict[str, Any]:
+def nbgrader_entry(cell: Any) -> dict[str, Any]:
+    """Return what nbgrader knows of a cell; nothing where it does not know it."""
     found: dict[str, Any] = cell.metadata.get("nbgrader", {})
     return found

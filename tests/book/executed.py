@@ -1,0 +1,47 @@
+"""A plugin for nbval: a notebook whose cells have all passed goes into the cache of executions.
+
+The site is built from that cache, so that no chapter is executed twice with the same parameters.
+"""
+
+import importlib.util
+from itertools import groupby
+
+import nbformat
+import pytest
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
+
+from tests.book.notebook_rules import ROOT
+
+FAILED = pytest.StashKey[bool]()
+
+
+def cache_folder() -> str:
+    """Where the book's own extension looks for executions with this state of the package."""
+    spec = importlib.util.spec_from_file_location("course_site", ROOT / "book/_ext/course_site.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return str(module.execution_cache(ROOT))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    report = yield
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Keep what this process has executed."""
+    cells = [item for item in session.items if hasattr(item, "test_outputs")]
+    for path, group in groupby(cells, key=lambda item: item.path):
+        executed = {cell.cell.id: cell for cell in group}
+        notebook = nbformat.read(path, as_version=4)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        if any(executed[cell.id].stash[FAILED] if cell.id in executed else cell.source for cell in code):
+            continue
+        for number, cell in enumerate(code, 1):
+            cell.outputs = executed[cell.id].test_outputs if cell.id in executed else []
+            cell.execution_count = number
+        bundle = CacheBundleIn(nb=notebook, uri=str(path), data={"execution_seconds": 0.0})
+        get_cache(cache_folder()).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)

@@ -1,0 +1,397 @@
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from vaecourse.likelihoods import (
+    BernoulliLikelihood,
+    ContinuousBernoulliLikelihood,
+    GaussianLikelihood,
+    LaplaceLikelihood,
+)
+from vaecourse.linear_vae import LinearVAE
+from vaecourse.models import VAE, Decoder, Encoder, GaussianRegressor, mlp, mlp_vae
+from vaecourse.objectives import negative_elbo
+
+F64 = torch.float64
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
+
+
+def squared_column_norms(model: LinearVAE) -> Tensor:
+    return model.weight.detach().square().sum(0)
+
+
+def exact_negative_elbo(model: LinearVAE, x: Tensor, beta: float = 1.0) -> float:
+    with torch.no_grad():
+        return -model.exact_elbo_terms(x).elbo(beta).mean().item()
+
+
+# --- networks --------------------------------------------------------------------------------------------
+
+
+def test_mlp_has_activations_between_its_layers_only():
+    layers = mlp([4, 8, 6, 2], activation=nn.Tanh)
+    assert [type(layer) for layer in layers] == [nn.Linear, nn.Tanh, nn.Linear, nn.Tanh, nn.Linear]
+    assert [tuple(layer.weight.shape) for layer in layers if isinstance(layer, nn.Linear)] == [
+        (8, 4),
+        (6, 8),
+        (2, 6),
+    ]
+
+
+@pytest.mark.parametrize("dims", [[], [3], [3, 0], [3, -1, 2]], ids=str)
+def test_mlp_rejects_dimensions_that_make_no_network(dims):
+    with pytest.raises(ValueError, match=r"dims must hold input and output dimension, all positive, got \["):
+        mlp(dims)
+
+
+def test_encoder_splits_output_into_loc_and_log_scale():
+    loc, log_scale = Encoder(nn.Identity())(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+    assert (loc.tolist(), log_scale.tolist()) == ([[1.0, 2.0]], [[3.0, 4.0]])
+
+
+def test_decoder_keeps_sample_dimensions():
+    assert Decoder(mlp([2, 7]))(torch.zeros(3, 5, 2)).shape == (3, 5, 7)
+
+
+def test_posterior_exponentiates_the_log_scale():
+    vae = VAE(Encoder(nn.Identity()), Decoder(mlp([2, 3])), BernoulliLikelihood())
+    posterior = vae.posterior(torch.tensor([[1.0, 2.0, 0.0, math.log(3)]]))
+    z = torch.tensor([[1.5, 1.0]])
+    expected = stats.norm.logpdf([1.5, 1.0], [1, 2], [1, 3]).sum()
+    assert posterior.log_prob(z).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_mlp_vae_mirrors_the_encoder():
+    vae = mlp_vae(9, 2, hidden_dims=(7, 5))
+    shapes = [tuple(p.shape) for p in vae.decoder.parameters() if p.ndim == 2]
+    assert shapes == [(5, 2), (7, 5), (9, 7)]
+    assert [tuple(p.shape) for p in vae.encoder.parameters() if p.ndim == 2] == [(7, 9), (5, 7), (4, 5)]
+
+
+def test_mlp_vae_is_bernoulli_unless_told():
+    assert isinstance(mlp_vae(9, 2).likelihood, BernoulliLikelihood)
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        GaussianLikelihood(0.3),
+        GaussianLikelihood("learned"),
+        GaussianLikelihood("optimal"),
+        GaussianLikelihood("per_pixel"),
+        LaplaceLikelihood(0.3),
+        BernoulliLikelihood(),
+        ContinuousBernoulliLikelihood(),
+    ],
+    ids=["fixed", "learned", "optimal", "per_pixel", "laplace", "bernoulli", "continuous_bernoulli"],
+)
+def test_mlp_vae_with_any_likelihood_learns(likelihood):
+    torch.manual_seed(0)
+    vae = mlp_vae(6, 2, hidden_dims=(8,), likelihood=likelihood)
+    x = torch.rand(64, 1).expand(64, 6).contiguous()  # one grey level an image: easily learnt
+    optimizer = torch.optim.Adam(vae.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(80):
+        loss = negative_elbo(vae, x)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-10:]) < sum(losses[:10])
+    params = vae.decode(torch.zeros(3, 2))
+    assert vae.likelihood.mean(params).shape == vae.likelihood.sample(params).shape == (3, 6)
+
+
+def test_regressor_fits_a_unit_gaussian_unless_told():
+    assert GaussianRegressor(mlp([1, 1])).likelihood.scale == 1.0
+
+
+# --- the linear VAE's exact answers ----------------------------------------------------------------------
+
+
+def some_linear_vae(scale: float | str = 0.6) -> LinearVAE:
+    model = LinearVAE(data_dim=5, latent_dim=2, scale=scale).double()
+    with torch.no_grad():
+        for seed, parameter in enumerate(model.parameters()):
+            parameter.copy_(0.5 * random(*parameter.shape, seed=seed))
+    return model
+
+
+@pytest.mark.equation("eq-linear-evidence")
+@pytest.mark.parametrize("scale", [0.6, "learned"])
+def test_log_likelihood_matches_scipy(scale):
+    model, x = some_linear_vae(scale), random(4, 5, seed=9)
+    weight = model.weight.detach().numpy()
+    variance = 0.36 if scale == 0.6 else model.likelihood.log_scale.detach().mul(2).exp().item()
+    covariance = weight @ weight.T + variance * np.eye(5)
+    expected = stats.multivariate_normal(model.decoder.bias.detach().numpy(), covariance).logpdf(x.numpy())
+    np.testing.assert_allclose(model.log_likelihood(x).detach().numpy(), expected, rtol=1e-10)
+
+
+@pytest.mark.equation("eq-linear-posterior")
+@pytest.mark.parametrize("scale", [0.6, "learned"])
+def test_exact_posterior_obeys_bayes_rule(scale):
+    model, x, z = some_linear_vae(scale), random(4, 5, seed=9), random(4, 2, seed=10)
+    joint = -model.likelihood.nll(x, model.decode(z)) + torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(
+        1
+    )
+    torch.testing.assert_close(joint - model.exact_posterior(x).log_prob(z), model.log_likelihood(x))
+
+
+@pytest.mark.equation("eq-linear-expected-error")
+@pytest.mark.parametrize("scale", [0.6, "learned"])
+def test_exact_elbo_terms_match_quadrature(scale):
+    """Gauss-Hermite quadrature over the two latents is exact for the quadratic log-likelihood."""
+    model, x = some_linear_vae(scale), random(4, 5, seed=9)
+    nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(6))
+    eps = torch.cartesian_prod(nodes, nodes)[:, None]  # (36, 1, 2)
+    weight = torch.cartesian_prod(weights, weights).prod(1) / (2 * math.pi)  # (36,)
+    loc, log_scale = model.encode(x)
+    nll = weight @ model.likelihood.nll(x, model.decode(loc + log_scale.exp() * eps))
+    q = torch.distributions.Normal(loc, log_scale.exp())
+    kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(1)
+    terms = model.exact_elbo_terms(x)
+    torch.testing.assert_close(terms.nll, nll)
+    torch.testing.assert_close(terms.kl, kl)
+
+
+def test_exact_elbo_terms_gradient_reaches_every_parameter():
+    model = some_linear_vae("learned")
+    model.exact_elbo_terms(random(4, 5)).elbo().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (5,)], ids=str)
+def test_exact_elbo_terms_rejects_other_shapes(shape):
+    with pytest.raises(ValueError, match=re.escape(f"x must have shape (batch, 5), got {shape}")):
+        some_linear_vae().exact_elbo_terms(random(*shape))
+
+
+def test_linear_encoder_scale_does_not_depend_on_x():
+    _, log_scale = some_linear_vae().encode(random(4, 5))
+    assert torch.equal(log_scale, log_scale[:1].expand(4, 2))
+
+
+@pytest.mark.parametrize("scale", ["optimal", "per_pixel"])
+def test_linear_vae_rejects_scale_without_closed_form(scale):
+    with pytest.raises(ValueError, match=f"one fixed or 'learned' scale, got {scale!r}"):
+        LinearVAE(5, 2, scale=scale)
+
+
+# --- probabilistic PCA on the small digits ---------------------------------------------------------------
+
+
+@pytest.mark.equation("eq-ppca-variance")
+@pytest.mark.equation("eq-ppca-likelihood")
+def test_from_ppca_maximises_likelihood_of_digits(digits_x):
+    model = LinearVAE.from_ppca(digits_x, 10)
+    assert model.likelihood.scale**2 == pytest.approx(0.0227514, abs=5e-8)
+    by_model = model.log_likelihood(digits_x).mean().item()
+    eigenvalues = np.linalg.eigvalsh(np.cov(digits_x.numpy().T, bias=True))[::-1]
+    noise = eigenvalues[10:].mean()
+    by_eigenvalues = -0.5 * (
+        np.log(eigenvalues[:10]).sum() + 54 * np.log(noise) + 64 * np.log(2 * np.pi) + 64
+    )
+    assert by_model == pytest.approx(17.4519, abs=5e-5)
+    assert by_model == pytest.approx(by_eigenvalues, rel=1e-10)
+
+
+@pytest.mark.equation("eq-ppca-weights")
+@pytest.mark.parametrize(
+    ("variance", "norms", "negative_elbo"),
+    [(0.5, [0.199, 0.139, 0.054, 0, 0], 41.2741), (1.0, [0, 0, 0, 0, 0], 61.1587)],
+    ids=["three-active", "total-collapse"],
+)
+def test_from_ppca_reaches_known_optimum_on_digits(digits_x, variance, norms, negative_elbo):
+    model = LinearVAE.from_ppca(digits_x, 5, scale=variance**0.5)
+    assert squared_column_norms(model).tolist() == pytest.approx(norms, abs=5e-4)
+    assert exact_negative_elbo(model, digits_x) == pytest.approx(negative_elbo, abs=5e-5)
+    assert -model.log_likelihood(digits_x).mean().item() == pytest.approx(negative_elbo, abs=5e-5)
+
+
+@pytest.mark.equation("eq-active-latents")
+@pytest.mark.parametrize(("variance", "count"), [(32, 0), (1, 0), (0.5, 3), (0.1, 12), (0.02, 30)])
+def test_from_ppca_keeps_latents_whose_eigenvalue_exceeds_the_variance(digits_x, variance, count):
+    model = LinearVAE.from_ppca(digits_x, 63, scale=variance**0.5)
+    assert (squared_column_norms(model) > 0).sum() == count
+
+
+@pytest.mark.equation("eq-ppca-weights")
+@pytest.mark.equation("eq-active-latents")
+@pytest.mark.parametrize("beta", [0.2, 1.0, 3.0])
+def test_from_ppca_is_a_stationary_point_of_its_objective(digits_x, beta):
+    """The gradient of the exact beta-weighted objective vanishes, for decoder and encoder."""
+    model = LinearVAE.from_ppca(digits_x, 5, scale=0.4, beta=beta)
+    loc, log_scale = model.encode(digits_x)
+    square = (digits_x - model.decode(loc)).square().sum(1)
+    square = square + ((2 * log_scale).exp() * model.weight.square().sum(0)).sum(1)
+    kl = (loc.square() + (2 * log_scale).exp() - 1 - 2 * log_scale).sum(1) / 2
+    (square / (2 * 0.4**2) + beta * kl).mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.abs().max() < 1e-9, name
+
+
+@pytest.mark.equation("eq-ppca-weights")
+@pytest.mark.parametrize("beta", [0.2, 3.0])
+def test_from_ppca_is_a_minimum_of_its_objective(digits_x, beta):
+    model = LinearVAE.from_ppca(digits_x, 5, scale=0.4, beta=beta)
+    best = exact_negative_elbo(model, digits_x, beta)
+    for seed in range(20):
+        other = LinearVAE.from_ppca(digits_x, 5, scale=0.4, beta=beta)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter += 0.01 * random(*parameter.shape, seed=seed)
+        assert exact_negative_elbo(other, digits_x, beta) > best
+
+
+def test_beta_and_variance_enter_the_weights_through_their_product(digits_x):
+    """(s2, beta) = (0.1, 5) and (0.5, 1): the same decoder and posterior, hence not identifiable."""
+    first = LinearVAE.from_ppca(digits_x, 5, scale=0.1**0.5, beta=5.0)
+    second = LinearVAE.from_ppca(digits_x, 5, scale=0.5**0.5)
+    for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(
+            ours, theirs, rtol=0, atol=1e-7
+        )  # 1e-16 under a square root, where norms are 0
+    assert first.encoder.log_scale.detach().exp().square()[0].item() == pytest.approx(0.715454, abs=5e-6)
+    assert not torch.allclose(
+        first.log_likelihood(digits_x[:9]), second.log_likelihood(digits_x[:9]), rtol=0.1
+    )
+
+
+@pytest.mark.equation("eq-exact-encoder")
+@pytest.mark.parametrize("variance", [0.02, 0.1, 0.5])
+def test_from_ppca_posterior_is_exact(digits_x, variance):
+    model = LinearVAE.from_ppca(digits_x, 5, scale=variance**0.5)
+    exact = model.exact_posterior(digits_x)
+    loc, log_scale = model.encode(digits_x)
+    torch.testing.assert_close(loc, exact.loc, rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        torch.diag((2 * log_scale[0]).exp()), exact.covariance_matrix[0], rtol=0, atol=1e-9
+    )
+
+
+def test_from_ppca_aggregate_posterior_has_unit_variance(digits_x):
+    loc, log_scale = LinearVAE.from_ppca(digits_x, 5, scale=0.4).encode(digits_x)
+    total = loc.var(0, correction=0) + (2 * log_scale[0]).exp()
+    torch.testing.assert_close(total, torch.ones(5, dtype=F64))
+
+
+# --- probabilistic PCA on MNIST --------------------------------------------------------------------------
+
+
+def test_mnist_spectrum_matches_known_values(mnist_spectrum, mnist_train):
+    eigenvalues = mnist_spectrum.eigenvalues
+    known = [5.1168, 3.7413, 3.2527, 2.8416, 2.5671, 2.2736, 1.7251, 1.5205, 1.4563, 1.2427, 1.1121, 1.0666]
+    assert eigenvalues[:12].tolist() == pytest.approx(known, abs=5.1e-5)
+    assert eigenvalues.sum().item() == pytest.approx(52.72504, abs=5e-6)
+    assert (mnist_train.amax(0) == mnist_train.amin(0)).sum() == 67
+
+
+@pytest.mark.equation("eq-active-latents")
+@pytest.mark.parametrize(
+    ("variance", "count"),
+    [
+        *[(392, 0), (19.6, 0), (6, 0), (5, 1), (4, 1), (3, 3), (2, 6), (1, 12)],
+        *[(0.5, 23), (0.25, 39), (0.1, 69), (0.05, 102), (0.01, 251)],
+    ],
+)
+def test_active_latents_of_mnist_are_eigenvalues_above_the_variance(mnist_spectrum, variance, count):
+    model = LinearVAE.from_ppca(mnist_spectrum.stand_in, 300, scale=variance**0.5)
+    assert (squared_column_norms(model) > 0).sum() == count
+
+
+@pytest.mark.equation("eq-ppca-variance")
+@pytest.mark.equation("eq-ppca-likelihood")
+@pytest.mark.parametrize(
+    ("latent_dim", "variance", "log_likelihood"),
+    [
+        (2, 0.0560958, 12.4277),
+        (10, 0.0348673, 182.1547),
+        (20, 0.0245971, 299.7584),
+        (50, 0.0125960, 507.9054),
+    ],
+)
+def test_from_ppca_maximises_likelihood_of_mnist(mnist_spectrum, latent_dim, variance, log_likelihood):
+    model = LinearVAE.from_ppca(mnist_spectrum.stand_in, latent_dim)
+    assert model.likelihood.scale**2 == pytest.approx(variance, abs=5e-8)
+    # a Gaussian's mean log-likelihood needs the data's mean and covariance only, and these are MNIST's
+    assert model.log_likelihood(mnist_spectrum.stand_in).mean().item() == pytest.approx(
+        log_likelihood, abs=5e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("variance", "log_likelihood"), [(392, -3061.2497), (1, -743.1862), (0.5, -487.60945), (0.1, 52.0270)]
+)
+def test_from_ppca_with_given_variance_matches_known_likelihood_of_mnist(
+    mnist_spectrum, variance, log_likelihood
+):
+    model = LinearVAE.from_ppca(mnist_spectrum.stand_in, 20, scale=variance**0.5)
+    assert model.log_likelihood(mnist_spectrum.stand_in).mean().item() == pytest.approx(
+        log_likelihood, abs=5e-5
+    )
+
+
+# --- bad input of from_ppca ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "x",
+    [torch.zeros(5), torch.zeros(1, 3), torch.zeros(2, 3, 4), torch.zeros(5, 3, dtype=torch.uint8)],
+    ids=["vector", "one-row", "images", "uint8"],
+)
+def test_from_ppca_rejects_what_is_no_data_matrix(x):
+    with pytest.raises(ValueError, match=r"x must be a floating point matrix \(N, D\), N >= 2, got torch"):
+        LinearVAE.from_ppca(x, 1)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_from_ppca_rejects_nonfinite_data(bad):
+    x = random(9, 3)
+    x[4, 1] = bad
+    with pytest.raises(ValueError, match=f"x must be finite, got {bad:g}"):
+        LinearVAE.from_ppca(x, 1)
+
+
+@pytest.mark.parametrize("latent_dim", [0, -1, 3, 4])
+def test_from_ppca_rejects_latent_dim_out_of_range(latent_dim):
+    with pytest.raises(ValueError, match=rf"latent_dim must lie in 1 \.\.\. 2, got {latent_dim}"):
+        LinearVAE.from_ppca(random(9, 3), latent_dim)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan])
+def test_from_ppca_rejects_nonpositive_scale(scale):
+    with pytest.raises(ValueError, match=f"scale is a standard deviation and must be positive, got {scale}"):
+        LinearVAE.from_ppca(random(9, 3), 1, scale=scale)
+
+
+def test_from_ppca_rejects_beta_without_scale():
+    with pytest.raises(ValueError, match=r"beta=2.0 needs a given scale"):
+        LinearVAE.from_ppca(random(9, 3), 1, beta=2.0)
+
+
+@pytest.mark.parametrize("beta", [0.0, -1.0, math.nan, math.inf])
+def test_from_ppca_rejects_nonpositive_beta(beta):
+    with pytest.raises(ValueError, match=f"beta must be a positive number, got {beta}"):
+        LinearVAE.from_ppca(random(9, 3), 1, scale=1.0, beta=beta)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_from_ppca_of_data_without_noise_is_refused_or_almost_noiseless(seed):
+    """Discarded eigenvalues that are 0 come out as tiny numbers of either sign."""
+    x = random(50, 1, seed=seed) @ random(1, 3, seed=seed + 100)
+    try:
+        model = LinearVAE.from_ppca(x, 1)
+    except ValueError as error:
+        assert "scale is a standard deviation and must be positive, got 0.0" in str(error)
+    else:
+        assert 0 < model.likelihood.scale < 1e-6

@@ -1,0 +1,405 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor, distributions
+
+from vaecourse.densities import gaussian_nll
+from vaecourse.divergences import kl_standard_normal
+from vaecourse.likelihoods import (
+    BernoulliLikelihood,
+    ContinuousBernoulliLikelihood,
+    GaussianLikelihood,
+    LaplaceLikelihood,
+)
+from vaecourse.linear_vae import LinearVAE
+from vaecourse.models import mlp_vae
+from vaecourse.objectives import (
+    ElboTerms,
+    elbo_terms,
+    implied_variance,
+    importance_weighted_bound,
+    log_importance_weights,
+    negative_elbo,
+)
+
+F64 = torch.float64
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def data(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, dtype=F64, generator=generator(seed))
+
+
+def linear_vae(scale: float = 0.6) -> LinearVAE:
+    """A linear VAE (D = 5, K = 2) whose q(z|x) is not the exact posterior."""
+    model = LinearVAE(data_dim=5, latent_dim=2, scale=scale).double()
+    numbers = generator(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, dtype=F64, generator=numbers))
+    return model.eval()
+
+
+def fitted_vae() -> LinearVAE:
+    """A linear VAE whose q(z|x) is the exact posterior."""
+    x = data(40, 5) * torch.tensor([3.0, 2.0, 1.0, 0.5, 0.2], dtype=F64)
+    return LinearVAE.from_ppca(x, 2)
+
+
+def within_standard_errors(draws: Tensor, expected: Tensor, count: float = 4.5) -> bool:
+    error = draws.std(0) / len(draws) ** 0.5
+    return bool(((draws.mean(0) - expected).abs() <= count * error).all())
+
+
+# --- the terms and their signs ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("beta", "expected"), [(1.0, -3.5), (4.0, -5.0), (0.0, -3.0)])
+def test_elbo_matches_hand_value(beta, expected):
+    assert ElboTerms(nll=torch.tensor([3.0]), kl=torch.tensor([0.5])).elbo(beta).tolist() == [expected]
+
+
+def test_elbo_weighs_kl_by_one_unless_told():
+    terms = ElboTerms(nll=torch.tensor([3.0]), kl=torch.tensor([0.5]))
+    assert torch.equal(terms.elbo(), terms.elbo(1.0))
+
+
+@pytest.mark.equation("eq-elbo-terms")
+def test_elbo_terms_matches_closed_form():
+    model, x = linear_vae(), data(3, 5)
+    exact = model.exact_elbo_terms(x)
+    with torch.no_grad():
+        numbers = generator()
+        draws = torch.stack([elbo_terms(model, x, num_samples=50, generator=numbers).nll for _ in range(400)])
+        assert within_standard_errors(draws, exact.nll)
+        torch.testing.assert_close(elbo_terms(model, x).kl, exact.kl)
+
+
+def test_elbo_terms_averages_over_samples():
+    model, x = linear_vae(), data(3, 5)
+    several = elbo_terms(model, x, num_samples=6, generator=generator()).nll
+    eps = torch.randn(6, 3, 2, dtype=F64, generator=generator())
+    loc, log_scale = model.encode(x)
+    singles = [gaussian_nll(x, model.decode(loc + log_scale.exp() * e), 0.6) for e in eps]
+    torch.testing.assert_close(several, torch.stack(singles).mean(0))
+
+
+def test_elbo_terms_averages_over_the_number_of_samples_asked_for():
+    """The variance of the estimate falls as 1 / num_samples."""
+    model, x, numbers = linear_vae(), data(1, 5).expand(20_000, 5), generator()
+    variances = [elbo_terms(model, x, num_samples=k, generator=numbers).nll.var().item() for k in (1, 4)]
+    assert variances[0] / variances[1] == pytest.approx(4, rel=0.15)  # two variances, each to 2 %
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_elbo_terms_are_per_example(num_samples):
+    terms = elbo_terms(linear_vae(), data(7, 5), num_samples=num_samples)
+    assert terms.nll.shape == terms.kl.shape == (7,)
+
+
+def test_negative_elbo_is_batch_mean():
+    model, x = linear_vae(), data(3, 5)
+    terms = elbo_terms(model, x, generator=generator())
+    for beta in (1.0, 0.3):
+        loss = negative_elbo(model, x, beta=beta, generator=generator())
+        assert loss.item() == pytest.approx((terms.nll + beta * terms.kl).sum().item() / 3)
+
+
+def test_negative_elbo_weighs_kl_by_one_unless_told():
+    model, x = linear_vae(), data(3, 5)
+    terms = elbo_terms(model, x, generator=generator())
+    assert negative_elbo(model, x, generator=generator()).item() == pytest.approx(
+        (terms.nll + terms.kl).mean().item()
+    )
+
+
+@pytest.mark.parametrize("function", [elbo_terms, importance_weighted_bound, log_importance_weights])
+def test_noise_is_reproducible_given_generator(function):
+    model, x = linear_vae(), data(3, 5)
+    first, second, other = (function(model, x, num_samples=2, generator=generator(s)) for s in (1, 1, 2))
+    assert torch.equal(first[0], second[0])
+    assert not torch.equal(first[0], other[0])
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        GaussianLikelihood(0.3),
+        GaussianLikelihood("learned"),
+        GaussianLikelihood("optimal"),
+        GaussianLikelihood("per_pixel"),
+        LaplaceLikelihood(0.3),
+        BernoulliLikelihood(),
+        ContinuousBernoulliLikelihood(),
+    ],
+    ids=["fixed", "learned", "optimal", "per_pixel", "laplace", "bernoulli", "continuous_bernoulli"],
+)
+def test_negative_elbo_gradient_reaches_every_parameter(likelihood):
+    model = mlp_vae(6, 2, hidden_dims=(5,), likelihood=likelihood)
+    negative_elbo(model, data(8, 6).float()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+# --- the bound and its gap -------------------------------------------------------------------------------
+
+
+@pytest.mark.equation("eq-elbo-gap")
+def test_elbo_gap_is_kl_to_the_exact_posterior():
+    """log p - ELBO = KL(q || p(z|x)), both sides in closed form."""
+    model, x = linear_vae(), data(6, 5)
+    loc, log_scale = model.encode(x)
+    q = distributions.MultivariateNormal(loc, scale_tril=torch.diag_embed(log_scale.exp()))
+    gap = distributions.kl_divergence(q, model.exact_posterior(x))
+    torch.testing.assert_close(model.log_likelihood(x) - model.exact_elbo_terms(x).elbo(), gap)
+    assert gap.min() > 0.1
+
+
+@pytest.mark.equation("eq-elbo-gap")
+def test_elbo_gap_is_zero_for_the_exact_posterior():
+    model = fitted_vae()
+    x = data(6, 5, seed=4)
+    torch.testing.assert_close(model.exact_elbo_terms(x).elbo(), model.log_likelihood(x))
+
+
+def test_importance_weights_are_constant_for_the_exact_posterior():
+    """p(x, z) / p(z|x) is p(x), whatever z: each single weight is the answer."""
+    model = fitted_vae()
+    x = data(6, 5, seed=4)
+    log_weights = log_importance_weights(model, x, num_samples=9, generator=generator())
+    torch.testing.assert_close(log_weights, model.log_likelihood(x).expand(9, 6))
+
+
+def test_log_importance_weights_matches_torch_distributions():
+    model, x = linear_vae(), data(4, 5)
+    log_weights = log_importance_weights(model, x, num_samples=3, generator=generator())
+    loc, log_scale = model.encode(x)
+    z = loc + log_scale.exp() * torch.randn(3, 4, 2, dtype=F64, generator=generator())
+    prior, likelihood = distributions.Normal(0.0, 1.0), distributions.Normal(model.decode(z), 0.6)
+    expected = likelihood.log_prob(x).sum(-1) + prior.log_prob(z).sum(-1) - model.posterior(x).log_prob(z)
+    torch.testing.assert_close(log_weights, expected)
+
+
+def test_mean_importance_weight_is_unbiased():
+    model, x = linear_vae(), data(3, 5)
+    log_weights = log_importance_weights(model, x, num_samples=200_000, generator=generator())
+    assert within_standard_errors(log_weights.exp(), model.log_likelihood(x).exp())
+
+
+def test_log_importance_weights_keep_the_noise_of_a_narrow_posterior():
+    """With a scale of e^-20 float32 rounds loc + scale * eps to loc; log q must still hold eps."""
+    model = linear_vae().float()
+    with torch.no_grad():
+        model.encoder.log_scale.fill_(-20.0)
+        model.encoder.linear.bias.fill_(3.0)
+    x = data(2, 5)
+    single = log_importance_weights(model, x.float(), num_samples=50, generator=generator())
+    # the noise differs between dtypes: compare means, whose standard error is sqrt(0.5 * 2 / 2000)
+    means = [
+        log_importance_weights(model.to(dtype), x.to(dtype), num_samples=2000, generator=generator(1)).mean(0)
+        for dtype in (torch.float32, F64)
+    ]
+    assert single.std(0).min() > 0.5
+    torch.testing.assert_close(means[0].double(), means[1], rtol=0, atol=5 * 0.0224 * 2**0.5)
+
+
+def test_importance_weighted_bound_at_one_sample_is_elbo_draw():
+    model, x = linear_vae(), data(4, 5)
+    bound = importance_weighted_bound(model, x.repeat(20_000, 1), num_samples=1, generator=generator())
+    assert within_standard_errors(bound.reshape(20_000, 4), model.exact_elbo_terms(x).elbo())
+
+
+@pytest.mark.equation("eq-importance-weighted-bound")
+def test_importance_weighted_bound_is_log_mean_weight():
+    model, x = linear_vae(), data(4, 5)
+    weights = log_importance_weights(model, x, num_samples=7, generator=generator()).exp()
+    bound = importance_weighted_bound(model, x, num_samples=7, generator=generator())
+    torch.testing.assert_close(bound, weights.mean(0).log())
+
+
+def test_importance_weighted_bound_survives_underflowing_weights():
+    model, x = linear_vae(scale=1e-3), data(4, 5)
+    assert not log_importance_weights(model, x, num_samples=7).exp().any()
+    bound = importance_weighted_bound(model, x, num_samples=7)
+    assert bound.isfinite().all()
+
+
+@pytest.mark.equation("eq-importance-weighted-bound")
+def test_importance_weighted_bound_bounds_log_evidence_and_rises_with_samples():
+    model, x = linear_vae(), data(3, 5)
+    exact = model.log_likelihood(x).mean()
+    bounds, errors = [], []
+    with torch.no_grad():
+        numbers = generator()
+        for k in (1, 5, 50, 500):
+            draws = torch.stack(
+                [
+                    importance_weighted_bound(model, x, num_samples=k, generator=numbers).mean()
+                    for _ in range(400)
+                ]
+            )
+            bounds.append(draws.mean().item())
+            errors.append(draws.std().item() / 400**0.5)
+    assert bounds == sorted(bounds)
+    assert all(bound <= exact + 4 * error for bound, error in zip(bounds, errors, strict=True))
+    assert exact - bounds[0] > 1  # there was a gap to close
+    assert exact - bounds[-1] < 0.02 * (exact - bounds[0]) + 4 * errors[-1]
+
+
+# --- reparameterisation ----------------------------------------------------------------------------------
+
+
+class SquareLatent:
+    """A model whose "nll" is z^2, so that every gradient is known: E z^2 = loc^2 + scale^2."""
+
+    class likelihood:  # noqa: N801
+        @staticmethod
+        def nll(x: Tensor, params: Tensor) -> Tensor:
+            return params.square().sum(-1)
+
+    def __init__(self, loc: float, scale: float, num_examples: int) -> None:
+        self.loc = torch.full((num_examples, 1), loc, dtype=F64, requires_grad=True)
+        self.log_scale = torch.full((num_examples, 1), math.log(scale), dtype=F64, requires_grad=True)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.loc, self.log_scale
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z
+
+
+def gradient_draws(loc: float, scale: float, count: int) -> tuple[Tensor, Tensor]:
+    """Single-sample gradients of E z^2 with respect to loc and log_scale, one for each row of a batch."""
+    model = SquareLatent(loc, scale, count)
+    nll = elbo_terms(model, torch.zeros(count, 1), generator=generator()).nll.sum()
+    by_loc, by_log_scale = torch.autograd.grad(nll, (model.loc, model.log_scale))
+    return by_loc[:, 0], by_log_scale[:, 0]
+
+
+@pytest.mark.equation("eq-reparameterisation")
+def test_reparameterised_gradient_matches_analytic_gradient():
+    loc, scale = 0.7, 0.4
+    by_loc, by_log_scale = gradient_draws(loc, scale, 200_000)
+    assert within_standard_errors(by_loc, torch.tensor(2 * loc, dtype=F64))
+    assert within_standard_errors(by_log_scale, torch.tensor(2 * scale**2, dtype=F64))
+
+
+def test_score_function_gradient_has_same_mean_but_larger_variance():
+    loc, scale, count = 0.7, 0.4, 200_000
+    eps = torch.randn(count, dtype=F64, generator=generator(1))
+    score = (loc + scale * eps).square() * eps / scale  # f(z) d log q / d loc
+    by_loc, _ = gradient_draws(loc, scale, count)
+    assert within_standard_errors(score, torch.tensor(2 * loc, dtype=F64))
+    assert by_loc.var().item() == pytest.approx(4 * scale**2, rel=0.02)
+    assert score.var() > 5 * by_loc.var()
+
+
+# --- implied variance ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recon_weight", "kl_weight", "variance"),
+    [(0.5, 1, 1), (1, 1, 0.5), (1 / 784, 1, 392), (1 / 784, 1 / 20, 19.6), (1 / 12288, 2.5e-4, 1.536)],
+    ids=["half-sse", "sse", "mean-mse", "mean-mse-mean-kl", "antixk"],
+)
+def test_implied_variance_matches_hand_value(recon_weight, kl_weight, variance):
+    assert implied_variance(recon_weight, kl_weight) == pytest.approx(variance, rel=1e-12)
+
+
+def test_implied_variance_gives_gradients_of_the_weighted_loss():
+    """a * SSE + w * KL has the gradient of w * (-ELBO) at that variance, with shared noise."""
+    recon_weight, kl_weight = 0.3, 0.07
+    vae = mlp_vae(
+        6, 2, hidden_dims=(5,), likelihood=GaussianLikelihood(implied_variance(0.3, 0.07) ** 0.5)
+    ).double()
+    x, parameters = data(8, 6), list(vae.parameters())
+    loss = kl_weight * negative_elbo(vae, x, generator=generator())
+    loc, log_scale = vae.encode(x)
+    z = loc + log_scale.exp() * torch.randn(1, 8, 2, dtype=F64, generator=generator())[0]
+    sse = (x - vae.decode(z)).square().sum(1).mean()
+    weighted = recon_weight * sse + kl_weight * kl_standard_normal(loc, log_scale).mean()
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, parameters), torch.autograd.grad(weighted, parameters), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("which", ["recon_weight", "kl_weight"])
+def test_implied_variance_rejects_nonpositive_weight(which, bad):
+    weights = {"recon_weight": 1.0, "kl_weight": 1.0, which: bad}
+    with pytest.raises(ValueError, match=f"{which} must be a positive number, got {bad}"):
+        implied_variance(**weights)
+
+
+# --- bad input, compilation ------------------------------------------------------------------------------
+
+
+class Rounded(torch.nn.Module):
+    """A model whose layers put out bf16, as under autocast; everything else is as it was."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.likelihood = model, model.likelihood
+
+    def encode(self, x):
+        return tuple(part.bfloat16() for part in self.model.encode(x))
+
+    def decode(self, z):
+        return self.model.decode(z.float()).bfloat16()
+
+
+def test_importance_weights_of_16_bit_codes_are_computed_in_float32():
+    """Densities of prior and q nearly cancel; 16 bits would leave an error of some hundredths of a nat."""
+    torch.manual_seed(0)
+    rounded = Rounded(mlp_vae(6, 50, hidden_dims=(5,)))
+    x = torch.rand(8, 6)
+    loc, log_scale = (part.float() for part in rounded.encode(x))
+    log_weights = log_importance_weights(rounded, x, num_samples=20, generator=generator())
+    eps = torch.randn((20, *loc.shape), generator=generator())
+    z = loc + log_scale.exp() * eps
+    log_q = torch.distributions.Normal(loc, log_scale.exp()).log_prob(z).sum(-1)
+    log_prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    expected = log_prior - log_q - rounded.likelihood.nll(x, rounded.decode(z))
+    assert log_weights.dtype == torch.float32
+    torch.testing.assert_close(log_weights, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("function", [elbo_terms, log_importance_weights, importance_weighted_bound])
+@pytest.mark.parametrize("num_samples", [0, -1])
+def test_objective_rejects_too_few_samples(function, num_samples):
+    with pytest.raises(ValueError, match=f"num_samples must be at least 1, got {num_samples}"):
+        function(linear_vae(), data(3, 5), num_samples=num_samples)
+
+
+def test_negative_elbo_rejects_empty_batch():
+    with pytest.raises(ValueError, match=r"x must hold at least one example, got shape \(0, 5\)"):
+        negative_elbo(linear_vae(), data(0, 5))
+
+
+def test_negative_elbo_rejects_unscaled_pixels():
+    with pytest.raises(ValueError, match=r"x must lie in \[0, 1\], got .*255"):
+        negative_elbo(mlp_vae(5, 2), torch.full((3, 5), 255.0))
+
+
+def test_negative_elbo_rejects_overflowing_encoder():
+    model = linear_vae()
+    with torch.no_grad():
+        model.encoder.log_scale.fill_(math.inf)
+    with pytest.raises(ValueError, match=r"must be finite"):
+        negative_elbo(model, data(3, 5))
+
+
+def test_compiled_negative_elbo_equals_eager():
+    torch.compiler.reset()
+    model, x = mlp_vae(6, 2, hidden_dims=(5,)).double(), data(8, 6)
+    compiled = torch.compile(negative_elbo, backend="eager", fullgraph=True)
+    losses = []
+    for function in (negative_elbo, compiled):
+        torch.manual_seed(0)  # a generator cannot enter a graph
+        losses.append(function(model, x))
+    torch.testing.assert_close(*losses, rtol=1e-13, atol=0)

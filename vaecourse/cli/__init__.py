@@ -1,0 +1,314 @@
+"""The command line, ``vaecourse`` or ``python -m vaecourse``: the commands, and their exit statuses.
+
+Modules that need torch are imported by the command that uses them, so that help and mistakes are
+answered at once.
+"""
+
+import importlib.util
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from vaecourse import __version__
+from vaecourse.cli import teaching
+from vaecourse.cli.configuration import Data, RunConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vaecourse.diagnosis.probing import LossFn
+
+__all__ = ["main"]
+
+EXIT_STATUSES = (
+    "Exit status: 0 done; 1 a task is not right yet; 2 the input cannot be used; 3 a file could not be read "
+    "or written, or there is no sandbox; 4 training diverged; 130 stopped by Ctrl-C; 143 stopped by SIGTERM."
+)
+
+app = App(
+    name="vaecourse",
+    version=__version__,
+    help="Tools of the course on the losses of variational autoencoders.",
+    help_epilogue=f"vaecourse COMMAND --help says more about each.\n\n{EXIT_STATUSES}",
+    help_format="plaintext",
+    default_parameter=Parameter(negative=()),
+)
+
+MACHINE = Parameter(group=Group("The machine: may change when a run goes on", sort_key=3))
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        What follows the program's name; taken from the command line if left out.
+
+    Returns
+    -------
+    int
+        0 when all is done, 1 if a task is not right yet, 2 if the input cannot be used, 3 if a file
+        cannot be read or written or there is no sandbox, 4 if training diverged, 130 after Ctrl-C
+        and 143 after SIGTERM.  For all but 0 the reason is printed to standard error.
+
+    Examples
+    --------
+    >>> main(["diagnose", "no_such_file.py:loss", "--data-dim", "784", "--latent-dim", "20"])
+    2
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    handler = signal.signal(signal.SIGTERM, _terminate)
+    going_on = "; the same command goes on where it was" if words[:1] == ["train"] else ""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning
+            return _run(words)
+    except KeyboardInterrupt as stop:
+        if _is_first():
+            print(f"vaecourse: stopped{going_on}", file=sys.stderr)
+        return 143 if isinstance(stop, Terminated) else 130
+    except Exception as error:
+        if (status := _status_of(error)) is None:
+            raise
+        texts = [str(error), *getattr(error, "__notes__", [])]
+        print("vaecourse:", " ".join("; ".join(texts).split()), file=sys.stderr)
+        return status
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _run(words: list[str]) -> int:
+    if not words:
+        raise ValueError("a command is missing; vaecourse --help lists them")
+    command, given, unparsed = app.parse_args(words, exit_on_error=False, print_error=False)
+    status: int | None = command(*given.args, **given.kwargs, **dict.fromkeys(unparsed, words))
+    return status or 0
+
+
+def _is_first() -> bool:
+    """Whether this process speaks for all that torchrun has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _status_of(error: Exception) -> int | None:
+    """Exit status for an expected error; None for one that deserves a traceback."""
+    if isinstance(error, ValueError | ModuleNotFoundError | CycloptsError):
+        return 2
+    from vaecourse.coursework.box.sandbox import SandboxError
+    from vaecourse.training import CheckpointError
+
+    if isinstance(error, CheckpointError | SandboxError | OSError):
+        return 3
+    return 4 if isinstance(error, FloatingPointError) else None
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _print_warning(message: Warning | str, *details: Any, **more: Any) -> None:
+    print(f"vaecourse: warning: {message}", file=sys.stderr)
+
+
+# ---- models ----
+
+
+def train(
+    folder: Path,
+    /,
+    *,
+    config: Annotated[RunConfig, Parameter(name="*")] = RunConfig(),  # noqa: B008  (it is frozen)
+    device: Annotated[str, MACHINE] = "auto",
+    compile: Annotated[bool, MACHINE] = False,
+    checkpoint_every: Annotated[int | None, MACHINE] = None,
+    keep: Annotated[int, MACHINE] = 3,
+    max_restarts: Annotated[int, MACHINE] = 0,
+    words: Annotated[Sequence[str], Parameter(parse=False)],
+) -> int:
+    """Train a variational autoencoder in a folder, or go on with it.
+
+    Everything about the run is left in FOLDER: config.json (what was asked for), checkpoints/,
+    history.json (loss and speed of each epoch, ELBO of the test images) and loss.png. Losses are in
+    nats per image.
+
+    The same command again goes on where the run was stopped, or says that it is finished. More
+    --epochs prolong a run with a constant schedule; any other change needs another folder.
+
+    --processes 2 does the same as torchrun --nproc-per-node=2 -m vaecourse train.
+
+    Parameters
+    ----------
+    folder
+        Folder of the run, made if missing.
+    device
+        cpu, cuda, cuda:1, mps, or auto for the best there is.
+    compile
+        Compile the loss; needs a C++ compiler on the CPU.
+    checkpoint_every
+        Steps between checkpoints; one at the end of each epoch if left out.
+    keep
+        Checkpoints kept.
+    max_restarts
+        Times that all processes start again after one has failed.
+    """
+    from vaecourse.cli import runs
+    from vaecourse.training.processes import launch, launched_processes
+
+    launched = launched_processes()
+    if launched is not None and config.num_processes == 1:
+        config = RunConfig(**{**vars(config), "num_processes": launched})
+    if runs.is_finished(config, folder):
+        if _is_first():
+            print(f"{folder} is finished: more --epochs prolong it, vaecourse evaluate judges it")
+        return 0
+    if launched is None and (config.num_processes > 1 or max_restarts):
+        return launch(config.num_processes, max_restarts, words)
+    if _is_first() and config.caveat is not None:
+        print(f"note: {config.caveat}", flush=True)
+    history = runs.train(
+        config, folder, device=device, compile=compile, checkpoint_every=checkpoint_every, keep=keep
+    )
+    if _is_first():
+        loss, test = history["loss"], history["test"]
+        print(
+            f"{folder}: {len(loss)} epochs, training loss {loss[-1]:.2f} {history['unit']}; "
+            f"test ELBO {test['elbo']:.2f} = -(nll {test['nll']:.2f} + kl {test['kl']:.2f}); see loss.png"
+        )
+    return 0
+
+
+def evaluate(
+    folder: Path,
+    /,
+    *,
+    num_samples: int = 500,
+    num_images: int = 1000,
+    device: str = "auto",
+    seed: int = 0,
+) -> None:
+    """Judge the newest checkpoint of a run on test images.
+
+    The ELBO and its two terms, the importance-weighted estimate of the negative log-likelihood with
+    its standard error (both in nats per image), and how many latents are in use. The numbers are
+    printed and written to FOLDER/evaluation.json.
+
+    Parameters
+    ----------
+    folder
+        What vaecourse train has filled.
+    num_samples
+        Importance samples per image.
+    num_images
+        How many of the first test images; all of them if there are fewer.
+    device
+        cpu, cuda, cuda:1, mps, or auto for the best there is.
+    seed
+        Seed of the draws of z.
+    """
+    from vaecourse.cli import runs
+
+    result = runs.evaluate(folder, num_samples=num_samples, num_images=num_images, device=device, seed=seed)
+    nll, error = result["importance_weighted_nll"], result["standard_error"]
+    print(
+        f"{result['num_images']} test images, {result['num_samples']} importance samples, {result['unit']}\n"
+        f"ELBO                     {result['elbo']:9.2f}   (nll {result['nll']:.2f}, kl {result['kl']:.2f})\n"
+        f"importance-weighted NLL  {nll:9.2f}   +- {error:.3f} by the draws of z, "
+        f"+- {result['sampling_error']:.2f} by the choice of images\n"
+        f"active latents           {result['active_units']:6d} of {result['latent_dim']}"
+    )
+    if result["caveat"] is not None:
+        print(f"note: {result['caveat']}")
+
+
+# ---- losses ----
+
+
+def diagnose(
+    loss: Annotated[str, Parameter(metavar="FILE.py:FUNCTION")],
+    /,
+    *,
+    data_dim: int,
+    latent_dim: int,
+    batch_size: int = 8,
+    data: Data | None = None,
+) -> None:
+    """Say which likelihood, scale and beta a loss assumes. This EXECUTES the file given.
+
+    Parameters
+    ----------
+    loss
+        A function loss_fn(recon_x, x, mu, logvar).
+    data_dim
+        Numbers per example, 784 for MNIST.
+    latent_dim
+        Number of latents.
+    batch_size
+        Examples in a probe.
+    data
+        Also predict how many latents a linear VAE uses on these data.
+    """
+    from vaecourse.diagnosis import diagnose_loss
+
+    diagnosis = diagnose_loss(
+        _load(loss), data_dim=data_dim, latent_dim=latent_dim, batch_size=batch_size, data=_data(data)
+    )
+    print(diagnosis.explain())
+
+
+def _load(place: str) -> "LossFn":
+    """Import a file by its path and return one of its functions."""
+    path, _, name = place.rpartition(":")
+    if not path or not name.isidentifier():
+        raise ValueError(f"expected FILE.py:FUNCTION, got {place!r}")
+    if not Path(path).is_file():
+        raise ValueError(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location("diagnosed_file", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    print(f"executing {path}", file=sys.stderr)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.path.insert(0, str(Path(path).resolve().parent))  # as if the file were run, so that its imports work
+    sys.argv = [path]
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{path} does not run: {type(error).__name__}: {error}") from error
+    loss_fn: LossFn | None = getattr(module, name, None)
+    if not callable(loss_fn):
+        functions = sorted(key for key, value in vars(module).items() if callable(value) and key[0] != "_")
+        raise ValueError(f"{path} has no function {name}; it has {', '.join(functions) or 'none'}")
+    return loss_fn
+
+
+def _data(name: str | None) -> "Tensor | None":
+    if name is None:
+        return None
+    from vaecourse.cli.runs import load_images
+
+    return load_images(name)
+
+
+EXAMPLES: tuple[tuple[Callable[..., object], str], ...] = (
+    (train, "train runs/digits --data digits --likelihood gaussian --scale learned --epochs 50"),
+    (evaluate, "evaluate runs/digits --num-samples 1000"),
+    (diagnose, "diagnose train.py:loss_fn --data-dim 784 --latent-dim 20"),
+    (teaching.release, "release --out handed_out"),
+    (teaching.check, "check ps1.ipynb"),
+    (teaching.grade, "grade submitted --out graded"),
+    (teaching.grade_one, "grade-one submitted/ada/ps1/ps1.ipynb"),
+)
+for number, (function, example) in enumerate(EXAMPLES):
+    app.command(function, sort_key=number, help_epilogue=f"Example: vaecourse {example}\n\n{EXIT_STATUSES}")

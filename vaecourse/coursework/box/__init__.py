@@ -1,0 +1,1 @@
+"""What runs beside student code, and the walls around it."""

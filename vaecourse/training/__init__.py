@@ -1,0 +1,23 @@
+"""One training loop for any loss: it minimises what it is given and does not know what an ELBO is.
+
+``loop`` runs the epochs, ``step`` takes one optimiser step, ``resuming`` lets a stopped run go on as
+if it had not stopped, ``checkpoints`` holds the files, ``devices`` says what this machine has, and
+``processes`` what many processes share.
+"""
+
+from vaecourse.training.checkpoints import CheckpointError, Checkpoints, load_checkpoint, save_checkpoint
+from vaecourse.training.devices import available_devices, choose_device, compiler_problem
+from vaecourse.training.loop import fit
+from vaecourse.training.step import History
+
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "History",
+    "available_devices",
+    "choose_device",
+    "compiler_problem",
+    "fit",
+    "load_checkpoint",
+    "save_checkpoint",
+]
