@@ -17,6 +17,7 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +51,7 @@ CHECK = "nbval-check-output"
 TAGS = {"parameters", "by-hand", CHECK, "nbval-ignore-output", "hide-input"}
 MAX_LINES, MAX_MEDIAN_LINES, MAX_DIGITS, MIN_ALT = 15, 6, 5, 40
 
+CLOSING = re.compile(r"\$\$\s*\(([^()]*)\)$")  # of a labelled equation
 SLUG = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 RANDOM_ID = re.compile(r"[0-9a-f]{8,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 DECIMAL = re.compile(
@@ -96,6 +98,7 @@ class Markdown(NamedTuple):
 def scan(text: str) -> Markdown:
     """Return the prose lines, equation labels, `{eq}` references and malformed equations of a text."""
     found = Markdown([], [], [], [])
+    problem = found.problems.append
     fence, directive, in_math, opened_well = "", "", False, False
     for line in text.splitlines():
         bare = line.strip()
@@ -105,61 +108,57 @@ def scan(text: str) -> Markdown:
                 fence = ""
             elif directive == "{math}" and (option := re.match(r":label:\s*(\S+)", bare)):
                 found.labels.append(option[1])
-                found.problems.append(
+                problem(
                     f"equation {option[1]} is a math directive; write $$ on its own line … $$ ({option[1]})"
                 )
         elif in_math:
             if "$$" in bare:
                 in_math = False
-                if label := re.search(r"\$\$\s*\(([^()]*)\)$", bare):
+                if label := CLOSING.search(bare):
                     found.labels.append(label[1])
                     if not opened_well or bare != f"$$ ({label[1]})":
-                        found.problems.append(
-                            f"equation {label[1]} must open with $$ on its own line"
-                            f" and close with a line that is exactly $$ ({label[1]})"
-                        )
+                        form = f"$$ and close with $$ ({label[1]}), each on a line of its own"
+                        problem(f"equation {label[1]} must open with {form}")
                 elif not bare.endswith("$$"):
-                    found.problems.append(
-                        f"text follows the closing $$ in {bare!r}; start a new line after it"
-                    )
+                    problem(f"text follows the closing $$ in {bare!r}; start a new line after it")
         elif opening := re.match(r"(`{3,}|~{3,}|:{3,}(?=\s*\{math\}))\s*(\{\S+\})?", bare):
             fence, directive = opening[1], opening[2] or ""
         elif "$$" in masked:
             rest = bare.removeprefix("$$")
             if not bare.startswith("$$"):
-                found.problems.append(
-                    f"$$ stands inside the line {bare!r}; give it a line of its own, or write $…$"
-                )
+                problem(f"$$ stands inside the line {bare!r}; give it a line of its own, or write $…$")
             elif "$$" not in rest:
                 in_math, opened_well = True, not rest
-            elif label := re.search(r"\$\$\s*\(([^()]*)\)$", rest):
+            elif label := CLOSING.search(rest):
                 found.labels.append(label[1])
-                found.problems.append(
+                problem(
                     f"equation {label[1]} stands on one line; put $$ and $$ ({label[1]}) on their own lines"
                 )
         elif re.match(r"\\begin\{|\\\[", bare):
-            found.problems.append(
-                f"display mathematics begins with {bare!r}; put $$ on its own line around it"
-            )
+            problem(f"display mathematics begins with {bare!r}; put $$ on its own line around it")
         else:
             found.references.extend(re.findall(r"\{eq\}`([^`]*)`", line))
             found.prose.append(line)
     if in_math:
-        found.problems.append("a $$ is never closed; add the closing line")
+        problem("a $$ is never closed; add the closing line")
     if fence:
-        found.problems.append(f"a code fence is never closed; add the closing {fence}")
+        problem(f"a code fence is never closed; add the closing {fence}")
     for name in found.labels + found.references:
         if not name.startswith("eq-") or not SLUG.fullmatch(name):
-            found.problems.append(f"equation label {name!r} must be kebab-case and start with eq-; rename it")
+            problem(f"equation label {name!r} must be kebab-case and start with eq-; rename it")
     return found
+
+
+def read(path: Path) -> NotebookNode:
+    """Return the notebook of a file."""
+    return v4.reads(path.read_text("utf-8"))
 
 
 def sources(path: Path) -> list[str]:
     """Return the Markdown texts of a notebook or of a Markdown page."""
-    text = Path(path).read_text("utf-8")
-    if Path(path).suffix == ".md":
-        return [text]
-    return [cell.source for cell in v4.reads(text).cells if cell.cell_type == "markdown"]
+    if path.suffix == ".md":
+        return [path.read_text("utf-8")]
+    return [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
 
 
 def labels(path: Path) -> list[str]:
@@ -230,12 +229,9 @@ def num_outputs(tree: ast.Module) -> int:
     see.  A cell that makes a figure can therefore not end in a value: assign it to `_`, or let
     a call that returns None (`ax.set_xscale("log")`) come last.
     """
-    count = num_figures(tree) + sum(called(node) in {"print", "display"} for node in executed(tree))
-    last = tree.body[-1] if tree.body else None
-    if isinstance(last, ast.Expr):
-        silent = called(last.value) in RETURNS_NONE or called(last.value).startswith("assert_")
-        count += not silent
-    return count
+    shown = num_figures(tree) + sum(called(node) in {"print", "display"} for node in executed(tree))
+    last = tree.body[-1].value if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    return shown + bool(last and called(last) not in RETURNS_NONE and not called(last).startswith("assert_"))
 
 
 def assigned(node: ast.AST) -> set[str]:
@@ -252,6 +248,12 @@ def is_literal_assignment(statement: ast.stmt) -> bool:
     except ValueError:
         return False
     return True
+
+
+def does_nothing(statement: ast.stmt) -> bool:
+    """Return whether a statement is `pass`, `continue`, `...` or another constant."""
+    is_constant = isinstance(getattr(statement, "value", None), ast.Constant)
+    return isinstance(statement, ast.Pass | ast.Continue) or (isinstance(statement, ast.Expr) and is_constant)
 
 
 def texts(cell: NotebookNode) -> Iterator[str | None]:
@@ -321,11 +323,7 @@ def check_code(cell: NotebookNode, tags: list[str]) -> Iterator[str]:
         is_named_lambda = isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Lambda)
         if (is_definition or is_named_lambda) and "by-hand" not in tags:
             yield "defines a function or a class; import it from the package, or tag the cell by-hand"
-        if isinstance(node, ast.ExceptHandler) and all(
-            isinstance(s, ast.Pass | ast.Continue)
-            or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
-            for s in node.body
-        ):
+        if isinstance(node, ast.ExceptHandler) and all(map(does_nothing, node.body)):
             yield "has an except that passes; let the error show, or print it"
     if (count := num_outputs(tree)) > 1:
         yield f"has {count} outputs (prints, figures, a shown last value); split it, or assign the value to _"
@@ -380,14 +378,17 @@ def check_parameters(code: list[NotebookNode]) -> Iterator[tuple[str, str]]:
     if len(places) != 1:
         yield "notebook", f"has {len(places)} cells tagged parameters; exactly one is needed"
         return
-    try:
-        names = assigned(parse(code[places[0]].source))
-        later = [(cell.id, names & assigned(parse(cell.source))) for cell in code[places[0] + 1 :]]
-    except SyntaxError:
-        return  # check_code reports it
-    for cell_id, again in later:
-        if again:
-            yield cell_id, f"assigns the parameter {', '.join(sorted(again))} again; choose another name"
+    own, *later = code[places[0] :]
+    for cell in later:
+        with suppress(SyntaxError):  # check_code reports it
+            if again := assigned(parse(own.source)) & assigned(parse(cell.source)):
+                yield cell.id, f"assigns the parameter {', '.join(sorted(again))} again; choose another name"
+
+
+def figure_names(nb: NotebookNode) -> list[str]:
+    """Return the names of a notebook's figures, in order of appearance."""
+    figures = (cell.metadata.get("mystnb", {}).get("figure", {}) for cell in nb.cells)
+    return [figure["name"] for figure in figures if figure.get("name")]
 
 
 def check_notebook(nb: NotebookNode) -> Iterator[tuple[str, str]]:
@@ -400,16 +401,12 @@ def check_notebook(nb: NotebookNode) -> Iterator[tuple[str, str]]:
         return
     if nb.metadata != NOTEBOOK_METADATA:
         yield "notebook", "has metadata other than the plain Python 3 kernelspec and language; run --fix"
-    for kind, names in (
-        ("cell id", [cell.id for cell in nb.cells]),
-        ("figure name", [c.metadata.get("mystnb", {}).get("figure", {}).get("name") for c in nb.cells]),
-    ):
-        for name, count in Counter(filter(None, names)).items():
-            if count > 1:
-                yield name, f"the {kind} occurs {count} times; rename all but one"
-    for cell in nb.cells:
-        for message in check_cell(cell):
-            yield cell.id, message
+    names = Counter(("cell id", cell.id) for cell in nb.cells)
+    names += Counter(("figure name", name) for name in figure_names(nb))
+    for (kind, name), count in names.items():
+        if count > 1:
+            yield name, f"the {kind} occurs {count} times; rename all but one"
+    yield from ((cell.id, message) for cell in nb.cells for message in check_cell(cell))
     yield from check_headings(nb.cells)
     code = [cell for cell in nb.cells if cell.cell_type == "code"]
     first = code[0] if code else None
@@ -418,17 +415,16 @@ def check_notebook(nb: NotebookNode) -> Iterator[tuple[str, str]]:
     yield from check_parameters(code)
     lengths = [sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in code]
     if lengths and statistics.median(lengths) > MAX_MEDIAN_LINES:
-        median = statistics.median(lengths)
+        median = f"{statistics.median(lengths):g}"
         yield (
             "notebook",
-            f"has code cells of median {median:g} lines; split some, {MAX_MEDIAN_LINES} is the limit",
+            f"has code cells of median {median} lines; split some, {MAX_MEDIAN_LINES} is the limit",
         )
 
 
 def violations(path: Path) -> list[str]:
     """Return one message `file: cell-id: what is wrong; how to repair it` per broken rule."""
-    nb = v4.reads(Path(path).read_text("utf-8"))
-    return [f"{path}: {cell_id}: {message}" for cell_id, message in check_notebook(nb)]
+    return [f"{path}: {cell_id}: {message}" for cell_id, message in check_notebook(read(path))]
 
 
 def normalize(nb: NotebookNode) -> None:
@@ -445,33 +441,25 @@ def normalize(nb: NotebookNode) -> None:
         kept = {key: value for key, value in cell.metadata.items() if key in CELL_METADATA and value}
         cell.metadata = NotebookNode(kept)
         if cell.cell_type == "code":
-            if CHECK not in kept.get("tags", []):
-                cell.outputs = []
+            cell.outputs = cell.outputs if CHECK in kept.get("tags", []) else []
             cell.execution_count = 1 if cell.outputs else None
             for output in cell.outputs:
-                if "metadata" in output:
-                    output.metadata = NotebookNode()
-                if output.output_type == "execute_result":
-                    output.execution_count = 1
+                neutral = {"metadata": NotebookNode(), "execution_count": 1}
+                output.update({key: neutral[key] for key in neutral if key in output})
 
 
 def execute(nb: NotebookNode, folder: Path) -> None:
     """Run a notebook in this interpreter's kernel, in its own folder, and keep the text outputs."""
-    client = NotebookClient(
-        nb,
-        timeout=120,
-        kernel_name="python3",
-        coalesce_streams=True,
-        extra_arguments=["--log-level=ERROR"],
-        resources={"metadata": {"path": str(folder)}},
-    )
+    options = {"kernel_name": "python3", "extra_arguments": ["--log-level=ERROR"]}
+    resources = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(nb, timeout=120, coalesce_streams=True, resources=resources, **options)
     client.km = client.create_kernel_manager()
     client.km.kernel_spec.argv[0] = sys.executable
     client.execute()
     for cell in (cell for cell in nb.cells if cell.cell_type == "code"):
-        for output in cell.outputs:
-            if "data" in output:
-                output.data = NotebookNode({k: v for k, v in output.data.items() if k == "text/plain"})
+        for data in (output.data for output in cell.outputs if "data" in output):
+            for kind in set(data) - {"text/plain"}:
+                del data[kind]
         cell.outputs = [output for output, text in zip(cell.outputs, texts(cell), strict=True) if text]
 
 
@@ -499,7 +487,7 @@ def main(argv: list[str] | None = None) -> int:
     failed = False
     for path in options.paths:
         if options.fix or options.execute:
-            nb = v4.reads(path.read_text("utf-8"))
+            nb = read(path)
             normalize(nb)
             try:
                 if options.execute:

@@ -1,27 +1,29 @@
 """The cheat sheet: every line of code, and every number in its tables, computed again."""
 
-import math
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from tests.site.browser import ROOT
-from vaecourse.datasets import mnist, to_unit_interval
+from tests.book.notebook_rules import ROOT
+from tests.book.oracles import F64, generator
+from vaecourse.datasets import mnist
 from vaecourse.densities import bernoulli_nll, continuous_bernoulli_log_normalizer, gaussian_nll
-from vaecourse.diagnosis import LossDiagnosis, diagnose_loss
+from vaecourse.diagnosis import diagnose_loss
 from vaecourse.divergences import kl_standard_normal
 from vaecourse.evaluation import nats_to_bits_per_dim
 from vaecourse.objectives import implied_variance
 
 PAGE = (ROOT / "book" / "cheat_sheet.md").read_text("utf-8")
 CODE = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
-FAMILIES = {"sq": "gaussian", "ab": "laplace", "bce": "bernoulli"}
-FIRST = re.compile(r"\W*(\w+)")
-ASSUMED = {r"\sigma^2": "gaussian", "b": "laplace", r"\beta": "bernoulli"}
+FAMILIES = {"sq": "gaussian", "ab": "laplace", "bce": "bernoulli"}  # by the first name in a line of code
+ASSUMED = {r"\sigma^2": "gaussian", "b": "laplace", r"\beta": "bernoulli"}  # by the symbol
+CHAPTERS = {"gaussian": "03", "laplace": "04", "bernoulli": "04"}
 
 
 def table(section: str) -> list[list[str]]:
@@ -30,8 +32,12 @@ def table(section: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
 
-LINES = table("What code assumes")
+LINES = {row[0].strip("`"): row[1:] for row in table("What code assumes")}
 NUMBERS = {name: value.removesuffix(" nats") for name, value, _ in table("Numbers of MNIST")}
+
+
+def family_of(line: str) -> str:
+    return FAMILIES[re.match(r"\W*(\w+)", line)[1]]
 
 
 def value(formula: str, names: dict[str, float]) -> float:
@@ -51,19 +57,10 @@ def loss(line: str, names: dict[str, float]):
     return loss_fn
 
 
-def assumed(found: LossDiagnosis) -> float:
-    if found.family == "gaussian":
-        return found.scale**2
-    return found.scale if found.family == "laplace" else found.beta
-
-
 def weights(loss_fn, family: str, sizes: dict[str, float]) -> tuple[float, float]:
     """Return the weights of error and KL, both summed, in the average over the images of a batch."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = {"y": "D", "x": "D", "mu": "K", "logvar": "K"}
-    y, x, mu, logvar = (
-        torch.randn(sizes["B"], sizes[size], generator=generator).double() for size in shapes.values()
-    )
+    numbers = generator()
+    y, x, mu, logvar = (torch.randn(sizes["B"], sizes[size], generator=numbers).double() for size in "DDKK")
     x = x.sigmoid()
     error = {
         "gaussian": (y - x).square().sum(1),
@@ -76,84 +73,71 @@ def weights(loss_fn, family: str, sizes: dict[str, float]) -> tuple[float, float
 
 
 def test_tables_are_complete():
-    firsts = [FIRST.match(row[0])[1] for row in LINES]
-    assert {first: firsts.count(first) for first in FAMILIES} == {"sq": 9, "ab": 2, "bce": 3}
-    assert len(LINES) == 14
+    assert sorted(map(family_of, LINES)) == ["bernoulli"] * 3 + ["gaussian"] * 9 + ["laplace"] * 2
     assert len(NUMBERS) == 8
 
 
 @pytest.mark.parametrize("sizes", [(784, 20, 8), (12, 5, 3)], ids=["mnist", "small"])
-@pytest.mark.parametrize("row", LINES, ids=[row[0].strip("`") for row in LINES])
-def test_line_of_code_assumes_what_the_sheet_says(row, sizes):
-    line, recon_weight, kl_weight, claim, at_mnist, _ = row
+@pytest.mark.parametrize("line", LINES)
+def test_line_of_code_assumes_what_the_sheet_says(line, sizes):
+    recon_weight, kl_weight, claim, at_mnist, _ = LINES[line]
     names = {**dict(zip("DKB", sizes, strict=True)), "beta": 0.37, "s0": 0.6}
-    loss_fn = loss(line.strip("`"), names)
     symbol, formula = claim.strip("$").split(" = ")
-    family = ASSUMED[symbol]
-    assert family == FAMILIES[FIRST.match(line)[1]]
+    family, claimed = ASSUMED[symbol], value(formula, names)
+    assert family == family_of(line)
 
     a, w = value(recon_weight, names), value(kl_weight, names)
-    assert weights(loss_fn, family, names) == pytest.approx((a, w), rel=1e-9)
-    assert value(formula, names) == pytest.approx(
-        implied_variance(a, w) if family == "gaussian" else w / a, rel=1e-9
-    )
-    found = diagnose_loss(loss_fn, data_dim=names["D"], latent_dim=names["K"], batch_size=names["B"])
+    assert weights(loss(line, names), family, names) == pytest.approx((a, w), rel=1e-9)
+    assert claimed == pytest.approx(implied_variance(a, w) if family == "gaussian" else w / a, rel=1e-9)
+    sizes = {"data_dim": names["D"], "latent_dim": names["K"], "batch_size": names["B"]}
+    found = diagnose_loss(loss(line, names), **sizes)
     assert (found.family, found.kl_fault) == (family, None)
-    assert assumed(found) == pytest.approx(value(formula, names), rel=1e-6)
+    assumed = {"gaussian": (found.scale or 0) ** 2, "laplace": found.scale, "bernoulli": found.beta}[family]
+    assert assumed == pytest.approx(claimed, rel=1e-6)
     if names["D"] == 784:
-        others = {name: names[name] for name in ("B", "beta", "s0")}
-        assert value(at_mnist, others) == pytest.approx(value(formula, names), rel=1e-9)
+        del names["D"], names["K"]
+        assert value(at_mnist, names) == pytest.approx(claimed, rel=1e-9)
 
 
-@pytest.mark.parametrize("row", LINES, ids=[row[0].strip("`") for row in LINES])
-def test_line_of_code_shows_an_equation_of_its_family(row):
-    chapter = {"gaussian": "03", "laplace": "04", "bernoulli": "04"}[FAMILIES[FIRST.match(row[0])[1]]]
-    label = re.fullmatch(r"\{eq\}`(eq-[a-z-]+)`", row[5])[1]
-    (path,) = (ROOT / "book").glob(f"{chapter}_*.ipynb")
+@pytest.mark.parametrize("line", LINES)
+def test_line_of_code_shows_an_equation_of_its_family(line):
+    label = re.fullmatch(r"\{eq\}`(eq-[a-z-]+)`", LINES[line][-1])[1]
+    (path,) = (ROOT / "book").glob(f"{CHAPTERS[family_of(line)]}_*.ipynb")
     assert f"$$ ({label})" in path.read_text("utf-8")
 
 
-def printed(start: str) -> list[float]:
-    """Return the numbers of the one row of the last table that starts so."""
-    (cell,) = [value for name, value in NUMBERS.items() if name.startswith(start)]
-    return [float(number) for number in cell.split(", ")]
-
-
-def rounded(*values: float, digits: int) -> list[float]:
-    return [round(float(value), digits) for value in values]
-
-
-@pytest.fixture(scope="module")
-def mnist_x(mnist_train) -> Tensor:
-    return to_unit_interval(mnist_train).double()
+def check_printed(start: str, *values: float, digits: int = 2) -> None:
+    """Hold the numbers of the one row of the last table that starts so against values."""
+    (cell,) = (cell for name, cell in NUMBERS.items() if name.startswith(start))
+    assert cell == ", ".join(f"{float(value):.{digits}f}" for value in values)
 
 
 def test_constants():
-    zeros = torch.zeros(1, 784).double()
-    assert printed(r"$\frac D2\log 2\pi$") == rounded(gaussian_nll(zeros, zeros, 1.0), digits=2)
-    least = continuous_bernoulli_log_normalizer(zeros).sum()
-    assert printed(r"$D\log 2$") == rounded(least, digits=2)
-    # a density of nats -D log 256 gives each level the probability 1, and needs no bits
-    (nats,) = printed(r"$D\log 256$")
-    assert nats_to_bits_per_dim(-nats, 784) == pytest.approx(0, abs=0.005 / (784 * math.log(2)))
+    zeros = torch.zeros(1, 784, dtype=F64)
+    check_printed(r"$\frac D2\log 2\pi$", gaussian_nll(zeros, zeros, 1.0))
+    check_printed(r"$D\log 2$", continuous_bernoulli_log_normalizer(zeros).sum())
+    # a density of so many nats gives each level the probability 1, and needs no bits
+    no_nats, one_nat = (nats_to_bits_per_dim(nats, 784) for nats in (0.0, 1.0))
+    check_printed(r"$D\log 256$", no_nats / (one_nat - no_nats))
+    check_printed("$D/4$", 784 / 4, digits=0)
 
 
+@pytest.mark.xdist_group("mnist-spectrum")
 def test_spectrum_of_mnist(mnist_spectrum):
-    (name,) = [name for name in NUMBERS if name.startswith("directions")]
+    (name,) = (name for name in NUMBERS if name.startswith("directions"))
     variances = [float(number) for number in name.split("$ = ")[1].split(", ")]
-    counts = [int((mnist_spectrum.eigenvalues > variance).sum()) for variance in variances]
-    assert len(counts) == 5
-    assert printed("directions") == counts
-    assert printed(r"$\lambda_1$") == rounded(mnist_spectrum.eigenvalues[0], digits=3)
-    assert printed("$D/4$") == [784 / 4]
+    assert len(variances) == 5
+    eigenvalues = mnist_spectrum.eigenvalues
+    check_printed("directions", *((eigenvalues > variance).sum() for variance in variances), digits=0)
+    check_printed(r"$\lambda_1$", eigenvalues[0], digits=3)
 
 
-def test_entropies_of_mnist(mnist_x):
-    floors = []
-    for x in (mnist_x, to_unit_interval(mnist("test")[0]).double()):
-        floors.append((-torch.xlogy(x, x) - torch.xlogy(1 - x, 1 - x)).sum(1).mean())
-    assert printed("$H(x)$") == rounded(*floors, digits=2)
-    mean = mnist_x.mean(0)
-    inked = (mean > 0).nonzero().squeeze()
-    bce = bernoulli_nll(mean[inked][None], mean[inked].logit()[None])
-    assert printed("BCE of the mean image") == rounded(bce, digits=2)
+def test_entropies_of_mnist(mnist_train):
+    entropies = stats.bernoulli.entropy(np.arange(256) / 255)  # of a pixel, by its level
+    sets = mnist_train, mnist("test")[0]
+    check_printed(
+        "$H(x)$", *(images.flatten().bincount().numpy() @ entropies / len(images) for images in sets)
+    )
+    mean = mnist_train.sum(0).double().flatten() / (255 * len(mnist_train))
+    inked = mean[mean > 0][None]
+    check_printed("BCE of the mean image", bernoulli_nll(inked, inked.logit()))

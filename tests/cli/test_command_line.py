@@ -16,7 +16,7 @@ import pytest
 from vaecourse.cli import EXAMPLES, app, main, runs
 from vaecourse.cli.configuration import RunConfig
 from vaecourse.cli.runs import evaluate, train
-from vaecourse.training import CheckpointError, processes
+from vaecourse.training import CheckpointError, load_checkpoint, processes
 
 TINY = ["--data", "digits", "--hidden-dims", "8", "--latent-dim", "2", "--batch-size", "500"]
 RESULT = {
@@ -69,6 +69,10 @@ def test_every_option_reaches_the_run(tmp_path, capsys):
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
         f"step-{step:09}.ckpt" for step in (8, 9)
     ]
+    saved = load_checkpoint(tmp_path / "checkpoints" / "step-000000009.ckpt")["settings"]
+    expected = {"batch_size": "500", "micro_batch_size": "250", "precision": "bf16", "seed": "9"}
+    expected |= {"scheduler": "OneCycleLR", "max_lr of parameter group 0": "0.002"}
+    assert saved | expected == saved
     assert {*ALL_SETTINGS, *ALONE} == set(RunConfig.__dataclass_fields__)
     default = RunConfig()
     assert [name for name, value in ALL_SETTINGS.items() if getattr(default, name) == value] == []

@@ -22,7 +22,7 @@ from vaecourse.likelihoods import (
     LaplaceLikelihood,
 )
 from vaecourse.objectives import elbo_terms, importance_weighted_bound, negative_elbo
-from vaecourse.training import CheckpointError, Checkpoints, History, compiler_problem, load_checkpoint
+from vaecourse.training import CheckpointError, History, compiler_problem, load_checkpoint
 from vaecourse.training.processes import launched_processes
 
 SMALL = {"data": "digits", "hidden_dims": [8], "latent_dim": 2, "num_epochs": 2, "batch_size": 500}
@@ -147,23 +147,20 @@ def test_caveat_is_about_bernoulli_on_grey_levels(changes, has_caveat):
 
 
 @pytest.mark.parametrize(
-    ("likelihood", "kind"),
+    ("likelihood", "scale", "kind"),
     [
-        ("bernoulli", BernoulliLikelihood),
-        ("continuous-bernoulli", ContinuousBernoulliLikelihood),
-        ("gaussian", GaussianLikelihood),
-        ("laplace", LaplaceLikelihood),
+        ("bernoulli", 1.0, BernoulliLikelihood),
+        ("continuous-bernoulli", 1.0, ContinuousBernoulliLikelihood),
+        ("laplace", 0.3, LaplaceLikelihood),
+        *(("gaussian", scale, GaussianLikelihood) for scale in (0.3, "learned", "optimal", "per_pixel")),
     ],
 )
-def test_model_has_the_likelihood_that_was_asked_for(likelihood, kind):
-    assert type(build_model(small(likelihood=likelihood)).likelihood) is kind
-
-
-@pytest.mark.parametrize("scale", [0.3, "learned", "optimal", "per_pixel"])
-def test_model_has_the_scale_that_was_asked_for(scale):
-    likelihood = build_model(small(likelihood="gaussian", scale=scale)).likelihood
-    assert (likelihood.fixed_scale if likelihood.mode == "fixed" else likelihood.mode) == scale
-    assert scale != 0.3 or build_model(small(likelihood="laplace", scale=scale)).likelihood.scale == 0.3
+def test_model_has_the_likelihood_and_scale_that_were_asked_for(likelihood, scale, kind):
+    made = build_model(small(likelihood=likelihood, scale=scale)).likelihood
+    assert type(made) is kind
+    if kind is GaussianLikelihood:
+        assert (made.fixed_scale if made.mode == "fixed" else made.mode) == scale
+    assert kind is not LaplaceLikelihood or made.scale == scale
 
 
 def test_model_has_the_dimensions_that_were_asked_for():
@@ -223,7 +220,7 @@ def test_model_depends_on_the_seed_alone():
 def fitted(tmp_path, monkeypatch):
     """Train without training: return what `fit` was given."""
 
-    def call(options: dict | None = None, **changes) -> dict:
+    def call(**changes) -> dict:
         given = {}
 
         def fit(model, loss_fn, data, **settings):
@@ -232,37 +229,10 @@ def fitted(tmp_path, monkeypatch):
 
         monkeypatch.setattr(runs, "fit", fit)
         monkeypatch.setattr(runs, "_draw_loss", lambda history, config: b"")
-        train(small(**changes), tmp_path / "run", **({"device": "cpu"} | (options or {})))
+        run(tmp_path / "run", **changes)
         return given
 
     return call
-
-
-@pytest.mark.parametrize(
-    ("changes", "name", "value"),
-    [
-        ({"num_epochs": 3}, "num_epochs", 3),
-        ({"batch_size": 30}, "batch_size", 30),
-        ({"learning_rate": 0.02}, "learning_rate", 0.02),
-        ({"precision": "bf16"}, "precision", "bf16"),
-        ({}, "precision", "float32"),
-        ({"micro_batch_size": 7}, "micro_batch_size", 7),
-        ({"seed": 5}, "seed", 5),
-        ({}, "scheduler", None),
-        ({}, "device", torch.device("cpu")),
-        ({}, "compile", False),
-        ({}, "progress", True),
-    ],
-)
-def test_setting_reaches_fit(fitted, changes, name, value):
-    assert fitted(**changes)[name] == value
-
-
-def test_machine_options_reach_fit(fitted, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "compiler_problem", lambda: None)
-    given = fitted({"compile": True, "checkpoint_every": 4, "keep": 5, "progress": False})
-    assert given["checkpoints"] == Checkpoints(tmp_path / "run" / "checkpoints", every=4, keep=5)
-    assert (given["compile"], given["progress"]) == (True, False)
 
 
 @pytest.mark.parametrize(("schedule", "kind"), [("cosine", CosineAnnealingLR), ("one-cycle", OneCycleLR)])

@@ -10,7 +10,8 @@ from mpmath import mpf
 from scipy import integrate
 from torch import distributions
 
-from vaecourse.datasets import mnist
+from tests.core.examples import DTYPES, F32, F64, data, normal, one
+from vaecourse.datasets import digits, mnist
 from vaecourse.densities import (
     bernoulli_nll,
     continuous_bernoulli_log_normalizer,
@@ -20,19 +21,18 @@ from vaecourse.densities import (
     laplace_nll,
 )
 
-F32, F64 = torch.float32, torch.float64
-DTYPES = pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"])
 LOCATION_SCALE = pytest.mark.parametrize("density", [gaussian_nll, laplace_nll], ids=["gaussian", "laplace"])
 ON_UNIT_INTERVAL = pytest.mark.parametrize(
     "density", [bernoulli_nll, continuous_bernoulli_nll], ids=["bernoulli", "continuous_bernoulli"]
 )
-ALL = {
+DENSITIES = {
     "gaussian": lambda x, params: gaussian_nll(x, params, 0.3),
     "laplace": lambda x, params: laplace_nll(x, params, 0.3),
     "bernoulli": bernoulli_nll,
     "continuous_bernoulli": continuous_bernoulli_nll,
 }
-EVERY_DENSITY = pytest.mark.parametrize("density", ALL.values(), ids=ALL)
+ELEMENTWISE = {"log_normalizer": continuous_bernoulli_log_normalizer, "mean": continuous_bernoulli_mean}
+EVERY_DENSITY = pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES)
 
 # numbers that float32 holds exactly, so that one example serves both dtypes
 unit = st.floats(0, 1, width=32, allow_subnormal=False)
@@ -43,16 +43,8 @@ logit = st.one_of(real, near_switch, tiny, tiny.map(lambda a: -a))
 scale = st.floats(-8, 8).map(lambda power: float(np.float32(10.0**power)))
 
 
-def data(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
-
-
-def params(*shape: int, seed: int = 1) -> torch.Tensor:
-    return 3 * torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
-
-
-def one(value: float, dtype: torch.dtype) -> torch.Tensor:
-    return torch.full((1, 1), value, dtype=dtype)
+def params(*shape: int) -> torch.Tensor:
+    return 3 * normal(*shape)
 
 
 def softplus(a: mpf) -> mpf:
@@ -64,9 +56,8 @@ def log_normalizer(a: mpf) -> mpf:
 
 
 def continuous_mean(a: mpf) -> mpf:
-    if abs(a) < mpf(10) ** -12:
-        return mpf(1) / 2 + a / 12
-    return mpf(1) / 2 + 1 / (2 * mpmath.tanh(a / 2)) - 1 / a
+    excess = a / 12 if abs(a) < mpf(10) ** -12 else 1 / (2 * mpmath.tanh(a / 2)) - 1 / a
+    return mpf(1) / 2 + excess
 
 
 # --- values against independent implementations ----------------------------------------------------------
@@ -81,7 +72,7 @@ def continuous_mean(a: mpf) -> mpf:
         # moderate logits only: torch's normaliser loses digits for large ones
         (continuous_bernoulli_nll, lambda p: distributions.ContinuousBernoulli(logits=p)),
     ],
-    ids=ALL,
+    ids=DENSITIES,
 )
 def test_density_matches_torch_distributions(density, distribution):
     x, p = data(5, 7), params(5, 7) / 3
@@ -104,10 +95,7 @@ def test_scale_tensor_broadcasts_like_torch_distributions(density, shape):
         # a slip between scale and variance changes both terms here: 0.5 * (6 / 2)**2 + log 2 + 0.5 log 2 pi
         (gaussian_nll(torch.tensor([[6.0]]), torch.zeros(1, 1), 2.0), 4.5 + math.log(2) + 0.918938533),
         (laplace_nll(torch.tensor([[3.0, -4.0]]), torch.zeros(1, 2), 2.0), 3.5 + 2 * math.log(4)),
-        (
-            bernoulli_nll(torch.tensor([[0.0, 1.0]]), torch.full((1, 2), math.log(3))),
-            math.log(4) - math.log(3 / 4),
-        ),
+        (bernoulli_nll(torch.tensor([[0.0, 1.0]]), torch.full((1, 2), math.log(3))), math.log(16 / 3)),
         (continuous_bernoulli_nll(torch.tensor([[0.3]]), torch.zeros(1, 1)), 0.0),
     ],
     ids=["gaussian", "gaussian-scale", "laplace", "bernoulli", "continuous_bernoulli"],
@@ -123,23 +111,25 @@ def test_gaussian_nll_matches_published_regression_anchor():
     assert nll.item() == pytest.approx(11.452419564, abs=1e-8)  # nine decimals, divided by 2 * 0.2**2
 
 
-@pytest.mark.parametrize("a", [-40.0, -2.0, -0.01, 0.0, 0.3, 1.0, 15.0])
-def test_continuous_bernoulli_density_integrates_to_one(a):
-    def density(x):
-        return math.exp(-continuous_bernoulli_nll(one(x, F64), one(a, F64)).item())
+def moment(density, a: float, power: int) -> float:
+    """Integral of x^power over [0, 1], weighted by what should be a density."""
+    return integrate.quad(lambda x: x**power * math.exp(-density(one(x), one(a))), 0, 1, epsabs=1e-13)[0]
 
-    integral, _ = integrate.quad(density, 0, 1, epsabs=1e-13)
-    assert integral == pytest.approx(1, abs=1e-10)
+
+@pytest.mark.parametrize("a", [-40.0, -2.0, -0.05, -0.01, 0.0, 0.3, 1.0, 5.0, 15.0])
+def test_continuous_bernoulli_density_integrates_to_one_and_has_the_mean(a):
+    assert moment(continuous_bernoulli_nll, a, 0) == pytest.approx(1, abs=1e-10)
+    mean = moment(continuous_bernoulli_nll, a, 1)
+    assert continuous_bernoulli_mean(one(a)).item() == pytest.approx(mean, abs=1e-10)
 
 
 @pytest.mark.parametrize("a", [-5.0, -1.0, 0.2, 3.0])
 def test_bernoulli_formula_on_grey_values_is_not_a_density(a):
     """Its integral over [0, 1] is 1 / C: it falls short by exactly the continuous Bernoulli normaliser."""
-    integral, _ = integrate.quad(lambda x: math.exp(-bernoulli_nll(one(x, F64), one(a, F64)).item()), 0, 1)
+    integral = moment(bernoulli_nll, a, 0)
     assert integral < 0.5
-    assert -math.log(integral) == pytest.approx(
-        continuous_bernoulli_log_normalizer(one(a, F64)).item(), abs=1e-10
-    )
+    normalizer = continuous_bernoulli_log_normalizer(one(a)).item()
+    assert -math.log(integral) == pytest.approx(normalizer, abs=1e-10)
 
 
 @pytest.mark.parametrize(("probability", "expected"), [(0.5, 0.693147), (0.1, 1.01034), (0.9, 1.01034)])
@@ -148,48 +138,37 @@ def test_continuous_bernoulli_log_normalizer_matches_published_value(probability
     assert continuous_bernoulli_log_normalizer(a).item() == pytest.approx(expected, abs=5e-6)
 
 
-@pytest.mark.parametrize("a", [-40.0, -2.0, -0.05, 0.0, 0.3, 5.0])
-def test_continuous_bernoulli_mean_matches_quadrature(a):
-    def integrand(x):
-        return x * math.exp(-continuous_bernoulli_nll(one(x, F64), one(a, F64)).item())
-
-    mean, _ = integrate.quad(integrand, 0, 1, epsabs=1e-13)
-    assert continuous_bernoulli_mean(one(a, F64)).item() == pytest.approx(mean, abs=1e-10)
-
-
 # --- the floor of cross-entropy on grey images -----------------------------------------------------------
 
 
-def floor_in_nats(images: torch.Tensor, max_level: int) -> float:
+@pytest.mark.parametrize(
+    ("images", "max_level", "floor"),
+    [
+        (lambda: mnist("train")[0], 255, pytest.approx(45.7568, abs=5e-5)),
+        (lambda: mnist("test")[0], 255, pytest.approx(45.5345, abs=5e-5)),
+        (lambda: digits()[0], 16, pytest.approx(13.658, abs=5e-4)),
+    ],
+    ids=["mnist-train", "mnist-test", "digits"],
+)
+def test_bernoulli_nll_floor_is_entropy_of_grey_images(images, max_level, floor):
     """Mean cross-entropy per image under perfect predictions, summed level by level."""
-    counts = torch.bincount(images.flatten().long(), minlength=max_level + 1).double()
+    counts = torch.bincount(images().flatten(), minlength=max_level + 1).double()
     levels = (torch.arange(max_level + 1, dtype=F64) / max_level).unsqueeze(1)
-    logits = levels.clamp(1e-15, 1 - 1e-15).logit()
-    return (counts @ bernoulli_nll(levels, logits)).item() / len(images)
-
-
-@pytest.mark.parametrize(("split", "floor"), [("train", 45.7568), ("test", 45.5345)])
-def test_bernoulli_nll_floor_is_entropy_of_grey_mnist(split, floor, mnist_train):
-    images = mnist_train if split == "train" else mnist("test")[0]
-    assert floor_in_nats(images, 255) == pytest.approx(floor, abs=5e-5)
-
-
-def test_bernoulli_nll_floor_is_entropy_of_grey_digits(digits_x):
-    logits = digits_x.clamp(1e-15, 1 - 1e-15).logit()
-    assert bernoulli_nll(digits_x, logits).mean().item() == pytest.approx(13.658, abs=5e-4)
+    nll = bernoulli_nll(levels, levels.clamp(1e-15, 1 - 1e-15).logit())
+    assert (counts @ nll).item() / len(images()) == floor
 
 
 @given(x=unit, probability=st.floats(0.001, 0.999))
 def test_bernoulli_nll_above_its_floor_by_pinskers_bridge(x, probability):
     """BCE(x, p) - H(x) >= 2 (x - p)^2: cross-entropy is at least a Gaussian of variance 1/4."""
-    x, p = one(x, F64), one(probability, F64)
+    x, p = one(x), one(probability)
     excess = bernoulli_nll(x, p.logit()) - bernoulli_nll(x, x.clamp(1e-15, 1 - 1e-15).logit())
     assert excess.item() >= 2 * (x - p).square().item() - 1e-12
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.8])
 def test_bernoulli_nll_is_locally_a_gaussian_of_variance_p_times_1_minus_p(probability):
-    p, step = one(probability, F64), 1e-4
+    p, step = one(probability), 1e-4
     x = p + step
     excess = bernoulli_nll(x, p.logit()) - bernoulli_nll(x, x.logit())
     gaussian = step**2 / (2 * probability * (1 - probability))
@@ -199,22 +178,21 @@ def test_bernoulli_nll_is_locally_a_gaussian_of_variance_p_times_1_minus_p(proba
 # --- accuracy: property tests against 60 digits ----------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("density", "term", "constant", "roundings"),
+    [
+        (gaussian_nll, lambda residual: residual**2 / 2, mpmath.log(2 * mpmath.pi) / 2, 5),
+        (laplace_nll, abs, mpmath.log(2), 4),
+    ],
+    ids=["gaussian", "laplace"],
+)
 @DTYPES
 @given(x=real, loc=real, scale=scale)
-def test_gaussian_nll_matches_mpmath(dtype, x, loc, scale):
-    residual = (mpf(x) - mpf(loc)) / mpf(scale)
-    terms = residual**2 / 2, mpmath.log(mpf(scale)), mpmath.log(2 * mpmath.pi) / 2
-    value = gaussian_nll(one(x, dtype), one(loc, dtype), one(scale, dtype))
+def test_location_scale_nll_matches_mpmath(density, term, constant, roundings, dtype, x, loc, scale):
+    terms = term((mpf(x) - mpf(loc)) / mpf(scale)), mpmath.log(mpf(scale)), constant
+    value = density(one(x, dtype), one(loc, dtype), one(scale, dtype))
     # the terms have either sign: the error is a few roundings of the largest one
-    assert abs(mpf(value.item()) - sum(terms)) <= 5 * torch.finfo(dtype).eps * sum(map(abs, terms))
-
-
-@DTYPES
-@given(x=real, loc=real, scale=scale)
-def test_laplace_nll_matches_mpmath(dtype, x, loc, scale):
-    terms = abs(mpf(x) - mpf(loc)) / mpf(scale), mpmath.log(mpf(scale)), mpmath.log(2)
-    value = laplace_nll(one(x, dtype), one(loc, dtype), one(scale, dtype))
-    assert abs(mpf(value.item()) - sum(terms)) <= 4 * torch.finfo(dtype).eps * sum(map(abs, terms))
+    assert abs(mpf(value.item()) - sum(terms)) <= roundings * torch.finfo(dtype).eps * sum(map(abs, terms))
 
 
 @DTYPES
@@ -236,8 +214,8 @@ def test_bernoulli_nll_matches_mpmath(dtype, x, a, ulps):
 @example(a=0.5001)
 @example(a=100.0)
 def test_continuous_bernoulli_log_normalizer_matches_mpmath(dtype, a, ulps):
-    value = continuous_bernoulli_log_normalizer(torch.tensor(a, dtype=dtype))
-    assert ulps(value, log_normalizer(mpf(torch.tensor(a, dtype=dtype).item()))) <= 4
+    a = torch.tensor(a, dtype=dtype)
+    assert ulps(continuous_bernoulli_log_normalizer(a), log_normalizer(mpf(a.item()))) <= 4
 
 
 @DTYPES
@@ -290,10 +268,9 @@ def test_density_is_stable_for_extreme_logits(density, a, dtype):
 @given(x=unit, a=real)
 def test_density_is_symmetric_under_inversion(density, x, a):
     """Swapping black and white changes the sign of the logit, and nothing else."""
-    # a multiple of 2^-24, so that 1 - x is exact
-    x = round(x * 2**24) / 2**24
-    value, mirrored = density(one(x, F64), one(a, F64)), density(one(1 - x, F64), one(-a, F64))
-    torch.testing.assert_close(value, mirrored, rtol=1e-14, atol=1e-14)
+    x = round(x * 2**24) / 2**24  # a multiple of 2^-24: 1 - x is exact
+    mirrored = density(one(1 - x), one(-a))
+    torch.testing.assert_close(density(one(x), one(a)), mirrored, rtol=1e-14, atol=1e-14)
 
 
 # --- gradients -------------------------------------------------------------------------------------------
@@ -335,8 +312,8 @@ def test_continuous_bernoulli_log_normalizer_gradient_matches_mpmath(dtype, a):
 
 @given(x=unit, a=st.floats(-30, 30))
 def test_continuous_bernoulli_nll_gradient_is_mean_minus_x(x, a):
-    logits = one(a, F64).requires_grad_()
-    (gradient,) = torch.autograd.grad(continuous_bernoulli_nll(one(x, F64), logits).sum(), logits)
+    logits = one(a).requires_grad_()
+    (gradient,) = torch.autograd.grad(continuous_bernoulli_nll(one(x), logits).sum(), logits)
     assert gradient.item() == pytest.approx(float(continuous_mean(mpf(a)) - mpf(x)), abs=1e-13)
 
 
@@ -389,12 +366,15 @@ def test_bfloat16_params_stay_near_float32(density):
     torch.testing.assert_close(density(x, p.bfloat16()), density(x, p), rtol=5e-3, atol=0.5)
 
 
-@EVERY_DENSITY
-def test_compiled_density_equals_eager(density):
+COMPILED = DENSITIES | {name: lambda x, p, f=f: f(p) for name, f in ELEMENTWISE.items()}
+
+
+@pytest.mark.parametrize("function", COMPILED.values(), ids=COMPILED)
+def test_compiled_function_equals_eager(function):
     torch.compiler.reset()
-    compiled = torch.compile(density, backend="eager", fullgraph=True)
-    x, p = data(5, 7), params(5, 7)
-    torch.testing.assert_close(compiled(x, p), density(x, p), rtol=1e-14, atol=0)
+    compiled = torch.compile(function, backend="eager", fullgraph=True)
+    x, p = data(5, 20), params(5, 20)
+    torch.testing.assert_close(compiled(x, p), function(x, p), rtol=1e-14, atol=0)
 
 
 @LOCATION_SCALE
@@ -404,18 +384,6 @@ def test_compiled_density_takes_changing_scales(density):
     x, loc = data(5, 7), params(5, 7)
     for s in (1.0, 0.5, 0.25, 0.5 + data(7), 0.5 + data(5, 7)):  # a changing float becomes a symbol
         torch.testing.assert_close(compiled(x, loc, s), density(x, loc, s), rtol=1e-14, atol=0)
-
-
-@pytest.mark.parametrize(
-    "function",
-    [continuous_bernoulli_log_normalizer, continuous_bernoulli_mean],
-    ids=["log_normalizer", "mean"],
-)
-def test_compiled_elementwise_function_equals_eager(function):
-    torch.compiler.reset()
-    a = params(100)
-    compiled = torch.compile(function, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(a), function(a), rtol=1e-14, atol=0)
 
 
 @pytest.mark.gpu
@@ -429,103 +397,58 @@ def test_density_agrees_on_cpu_and_gpu(density, accelerator):
 # --- bad input -------------------------------------------------------------------------------------------
 
 
+ZEROS = torch.zeros(2, 1)
+INTEGERS = [torch.uint8, torch.int64, torch.bool, torch.complex64]
+NONFINITE = [torch.tensor([[0.0], [bad]]) for bad in (math.nan, math.inf, -math.inf)]
+SHAPES = [((5,), (5, 1)), ((5, 1), (5,)), *(((5, 7), shape) for shape in [(5, 1), (7,), (7, 5), (6, 7)])]
+BAD_INPUT = [
+    *((data(*a), data(*b), rf"must have the shape of x.*x has \({a[0]},.* has \({b[0]},") for a, b in SHAPES),
+    (torch.tensor(0.5), torch.tensor(0.5), r"x must have shape .* add a batch dimension"),
+    *((ZEROS.to(dtype), ZEROS, f"x must be floating point, got {dtype}") for dtype in INTEGERS),
+    *((ZEROS, ZEROS.to(dtype), f"(loc|logits) must be floating point, got {dtype}") for dtype in INTEGERS),
+    ([[0.0], [0.0]], ZEROS, "x must be a tensor, got list"),
+    (np.zeros((2, 1)), ZEROS, "x must be a tensor, got ndarray"),
+    (0.0, ZEROS, "x must be a tensor, got float"),
+    *((ZEROS, bad, f"(loc|logits) must be finite, got {bad[1].item():g}") for bad in NONFINITE),
+    *((bad, ZEROS, rf"x must (be finite|lie in \[0, 1\]), got .*{bad[1].item():g}") for bad in NONFINITE),
+]
+
+
 @EVERY_DENSITY
-@pytest.mark.parametrize(
-    ("x_shape", "params_shape"),
-    [((5,), (5, 1)), ((5, 1), (5,)), ((5, 7), (5, 1)), ((5, 7), (7,)), ((5, 7), (7, 5)), ((5, 7), (6, 7))],
-    ids=str,
-)
-def test_density_rejects_shapes_that_would_broadcast(density, x_shape, params_shape):
-    message = rf"must have the shape of x.*x has \({x_shape[0]},.* has \({params_shape[0]},"
+@pytest.mark.parametrize(("x", "params", "message"), BAD_INPUT, ids=[row[-1] for row in BAD_INPUT])
+def test_density_rejects_bad_input(density, x, params, message):
     with pytest.raises(ValueError, match=message):
-        density(data(*x_shape), params(*params_shape))
-
-
-@EVERY_DENSITY
-def test_density_rejects_missing_batch_dimension(density):
-    with pytest.raises(ValueError, match=r"x must have shape .* add a batch dimension"):
-        density(torch.tensor(0.5), torch.tensor(0.5))
-
-
-@EVERY_DENSITY
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.complex64], ids=str)
-@pytest.mark.parametrize("which", ["x", "params"])
-def test_density_rejects_other_dtypes_than_floating_point(density, dtype, which):
-    good, bad = torch.zeros(2, 3), torch.zeros(2, 3, dtype=dtype)
-    name = "x" if which == "x" else "(loc|logits)"
-    with pytest.raises(ValueError, match=f"{name} must be floating point, got {dtype}"):
-        density(bad, good) if which == "x" else density(good, bad)
-
-
-@EVERY_DENSITY
-@pytest.mark.parametrize("bad", [[[0.0]], np.zeros((1, 1)), 0.0], ids=["list", "array", "number"])
-def test_density_rejects_what_is_not_a_tensor(density, bad):
-    with pytest.raises(ValueError, match=f"x must be a tensor, got {type(bad).__name__}"):
-        density(bad, torch.zeros(1, 1))
-
-
-@EVERY_DENSITY
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_density_rejects_nonfinite_params(density, bad):
-    with pytest.raises(ValueError, match=f"(loc|logits) must be finite, got {bad:g}"):
-        density(torch.zeros(2, 1), torch.tensor([[0.0], [bad]]))
-
-
-@EVERY_DENSITY
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_density_rejects_nonfinite_data(density, bad):
-    with pytest.raises(ValueError, match=rf"x must (be finite|lie in \[0, 1\]), got .*{bad:g}"):
-        density(torch.tensor([[0.0], [bad]]), torch.zeros(2, 1))
+        density(x, params)
 
 
 @ON_UNIT_INTERVAL
 @pytest.mark.parametrize("bad", [255.0, 1.0001, -0.0001])
 def test_density_rejects_unscaled_pixels(density, bad):
-    with pytest.raises(
-        ValueError, match=rf"x must lie in \[0, 1\], got .*{bad:g}.*divide grey levels by 255"
-    ):
+    message = rf"x must lie in \[0, 1\], got .*{bad:g}.*divide grey levels by 255"
+    with pytest.raises(ValueError, match=message):
         density(torch.tensor([[0.5, bad]]), torch.zeros(1, 2))
 
 
-@LOCATION_SCALE
-@pytest.mark.parametrize("as_tensor", [False, True], ids=["float", "tensor"])
-@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
-def test_density_rejects_nonpositive_scale(density, as_tensor, bad):
-    with pytest.raises(
-        ValueError, match=f"scale is a standard deviation and must be positive.*got.* ?{bad:g}"
-    ):
-        density(torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor([1.0, bad, 2.0]) if as_tensor else bad)
+NOT_POSITIVE = "scale is a standard deviation and must be positive.*got.* ?{:g}"
+NO_BROADCAST = r"scale of shape \({},.* does not broadcast to loc, \(2, 3\)"
+BAD_SCALES = [
+    *((bad, NOT_POSITIVE.format(bad)) for bad in (0.0, -1.0, math.nan, math.inf)),
+    *((torch.tensor([1.0, bad, 2.0]), NOT_POSITIVE.format(bad)) for bad in (0.0, -1.0, math.nan, math.inf)),
+    # float32 rounds it to zero: dividing a residual of 0 by it would be 0 / 0
+    *((bad, NOT_POSITIVE.format(1e-50)) for bad in (1e-50, torch.tensor(1e-50, dtype=F64))),
+    *((torch.ones(n), NO_BROADCAST.format(n[0])) for n in [(4,), (5, 7), (2, 2, 3), (3, 1)]),
+    (torch.tensor(1), r"scale must be floating point, got torch\.int64"),
+]
 
 
 @LOCATION_SCALE
-@pytest.mark.parametrize("as_tensor", [False, True], ids=["float", "tensor"])
-def test_density_rejects_scale_that_float32_rounds_to_zero(density, as_tensor):
-    """Dividing a residual of 0 by it would be 0 / 0."""
-    bad = torch.tensor(1e-50, dtype=F64) if as_tensor else 1e-50
-    with pytest.raises(ValueError, match=r"scale is a standard deviation and must be positive.*1e-50"):
-        density(torch.zeros(2, 3), torch.zeros(2, 3), bad)
+@pytest.mark.parametrize(("scale", "message"), BAD_SCALES, ids=[row[-1] for row in BAD_SCALES])
+def test_density_rejects_bad_scale(density, scale, message):
+    with pytest.raises(ValueError, match=message):
+        density(torch.zeros(2, 3), torch.zeros(2, 3), scale)
 
 
-@LOCATION_SCALE
-@pytest.mark.parametrize("shape", [(4,), (5, 7), (2, 2, 3), (3, 1)], ids=str)
-def test_density_rejects_scale_that_does_not_broadcast(density, shape):
-    with pytest.raises(
-        ValueError, match=rf"scale of shape \({shape[0]},.* does not broadcast to loc, \(2, 3\)"
-    ):
-        density(torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(shape))
-
-
-@LOCATION_SCALE
-def test_density_rejects_integer_scale_tensor(density):
-    with pytest.raises(ValueError, match=r"scale must be floating point, got torch\.int64"):
-        density(torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor(1))
-
-
-@pytest.mark.parametrize(
-    "function",
-    [continuous_bernoulli_log_normalizer, continuous_bernoulli_mean],
-    ids=["log_normalizer", "mean"],
-)
+@pytest.mark.parametrize("function", ELEMENTWISE.values(), ids=ELEMENTWISE)
 def test_elementwise_function_rejects_integers(function):
     with pytest.raises(ValueError, match=r"logits must be floating point, got torch\.int64"):
         function(torch.zeros(3, dtype=torch.int64))
@@ -559,28 +482,26 @@ def data_and_params(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
     return x, draw(tensors(shape))
 
 
+def check_number_or_value_error(density, x: torch.Tensor, params: torch.Tensor, *scale) -> None:
+    try:
+        nll = density(x, params, *scale)
+    except ValueError:
+        return
+    assert nll.shape == params.shape[: params.ndim - x.ndim + 1]
+    assert not nll.isnan().any()
+
+
 @EVERY_DENSITY
 @given(pair=data_and_params())
 def test_density_of_anything_is_a_number_or_a_value_error(density, pair):
-    x, p = pair
-    try:
-        nll = density(x, p)
-    except ValueError:
-        return
-    assert nll.shape == p.shape[: p.ndim - x.ndim + 1]
-    assert not nll.isnan().any()
+    check_number_or_value_error(density, *pair)
 
 
 @LOCATION_SCALE
 @given(pair=data_and_params(), scale=st.one_of(benign, hostile, tensors(), tensors([]), tensors([1])))
 def test_density_of_any_scale_is_a_number_or_a_value_error(density, pair, scale):
-    x, loc = (torch.nan_to_num(t.float(), posinf=1, neginf=-1) for t in pair)
-    try:
-        nll = density(x, loc, scale)
-    except ValueError:
-        return
-    assert nll.shape == loc.shape[: loc.ndim - x.ndim + 1]
-    assert not nll.isnan().any()
+    pair = (torch.nan_to_num(tensor.float(), posinf=1, neginf=-1) for tensor in pair)
+    check_number_or_value_error(density, *pair, scale)
 
 
 # --- every float32 number ---------------------------------------------------------------------------------

@@ -7,21 +7,16 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from vaecourse.likelihoods import (
-    BernoulliLikelihood,
-    ContinuousBernoulliLikelihood,
-    GaussianLikelihood,
-    LaplaceLikelihood,
-)
+from tests.core.examples import EVERY_LIKELIHOOD, F64, linear_vae, normal
+from vaecourse.likelihoods import BernoulliLikelihood
 from vaecourse.linear_vae import LinearVAE
 from vaecourse.models import VAE, Decoder, Encoder, GaussianRegressor, mlp, mlp_vae
-from vaecourse.objectives import negative_elbo
+from vaecourse.objectives import ElboTerms, negative_elbo
+from vaecourse.training import fit
 
-F64 = torch.float64
 
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
+def shapes(module: nn.Module) -> list[tuple[int, ...]]:
+    return [tuple(parameter.shape) for parameter in module.parameters() if parameter.ndim == 2]
 
 
 def squared_column_norms(model: LinearVAE) -> Tensor:
@@ -39,11 +34,7 @@ def exact_negative_elbo(model: LinearVAE, x: Tensor, beta: float = 1.0) -> float
 def test_mlp_has_activations_between_its_layers_only():
     layers = mlp([4, 8, 6, 2], activation=nn.Tanh)
     assert [type(layer) for layer in layers] == [nn.Linear, nn.Tanh, nn.Linear, nn.Tanh, nn.Linear]
-    assert [tuple(layer.weight.shape) for layer in layers if isinstance(layer, nn.Linear)] == [
-        (8, 4),
-        (6, 8),
-        (2, 6),
-    ]
+    assert shapes(layers) == [(8, 4), (6, 8), (2, 6)]
 
 
 @pytest.mark.parametrize("dims", [[], [3], [3, 0], [3, -1, 2]], ids=str)
@@ -71,41 +62,21 @@ def test_posterior_exponentiates_the_log_scale():
 
 def test_mlp_vae_mirrors_the_encoder():
     vae = mlp_vae(9, 2, hidden_dims=(7, 5))
-    shapes = [tuple(p.shape) for p in vae.decoder.parameters() if p.ndim == 2]
-    assert shapes == [(5, 2), (7, 5), (9, 7)]
-    assert [tuple(p.shape) for p in vae.encoder.parameters() if p.ndim == 2] == [(7, 9), (5, 7), (4, 5)]
+    assert shapes(vae.decoder) == [(5, 2), (7, 5), (9, 7)]
+    assert shapes(vae.encoder) == [(7, 9), (5, 7), (4, 5)]
 
 
 def test_mlp_vae_is_bernoulli_unless_told():
     assert isinstance(mlp_vae(9, 2).likelihood, BernoulliLikelihood)
 
 
-@pytest.mark.parametrize(
-    "likelihood",
-    [
-        GaussianLikelihood(0.3),
-        GaussianLikelihood("learned"),
-        GaussianLikelihood("optimal"),
-        GaussianLikelihood("per_pixel"),
-        LaplaceLikelihood(0.3),
-        BernoulliLikelihood(),
-        ContinuousBernoulliLikelihood(),
-    ],
-    ids=["fixed", "learned", "optimal", "per_pixel", "laplace", "bernoulli", "continuous_bernoulli"],
-)
-def test_mlp_vae_with_any_likelihood_learns(likelihood):
+@EVERY_LIKELIHOOD
+def test_mlp_vae_with_any_likelihood_learns(make):
     torch.manual_seed(0)
-    vae = mlp_vae(6, 2, hidden_dims=(8,), likelihood=likelihood)
+    vae = mlp_vae(6, 2, hidden_dims=(8,), likelihood=make())
     x = torch.rand(64, 1).expand(64, 6).contiguous()  # one grey level an image: easily learnt
-    optimizer = torch.optim.Adam(vae.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(80):
-        loss = negative_elbo(vae, x)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert sum(losses[-10:]) < sum(losses[:10])
+    loss = fit(vae, negative_elbo, x, num_epochs=80, batch_size=64, learning_rate=1e-2).loss
+    assert sum(loss[-10:]) < sum(loss[:10])
     params = vae.decode(torch.zeros(3, 2))
     assert vae.likelihood.mean(params).shape == vae.likelihood.sample(params).shape == (3, 6)
 
@@ -117,18 +88,10 @@ def test_regressor_fits_a_unit_gaussian_unless_told():
 # --- the linear VAE's exact answers ----------------------------------------------------------------------
 
 
-def some_linear_vae(scale: float | str = 0.6) -> LinearVAE:
-    model = LinearVAE(data_dim=5, latent_dim=2, scale=scale).double()
-    with torch.no_grad():
-        for seed, parameter in enumerate(model.parameters()):
-            parameter.copy_(0.5 * random(*parameter.shape, seed=seed))
-    return model
-
-
 @pytest.mark.equation("eq-linear-evidence")
 @pytest.mark.parametrize("scale", [0.6, "learned"])
 def test_log_likelihood_matches_scipy(scale):
-    model, x = some_linear_vae(scale), random(4, 5, seed=9)
+    model, x = linear_vae(scale), normal(4, 5, seed=9)
     weight = model.weight.detach().numpy()
     variance = 0.36 if scale == 0.6 else model.likelihood.log_scale.detach().mul(2).exp().item()
     covariance = weight @ weight.T + variance * np.eye(5)
@@ -139,18 +102,17 @@ def test_log_likelihood_matches_scipy(scale):
 @pytest.mark.equation("eq-linear-posterior")
 @pytest.mark.parametrize("scale", [0.6, "learned"])
 def test_exact_posterior_obeys_bayes_rule(scale):
-    model, x, z = some_linear_vae(scale), random(4, 5, seed=9), random(4, 2, seed=10)
-    joint = -model.likelihood.nll(x, model.decode(z)) + torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(
-        1
-    )
-    torch.testing.assert_close(joint - model.exact_posterior(x).log_prob(z), model.log_likelihood(x))
+    model, x, z = linear_vae(scale), normal(4, 5, seed=9), normal(4, 2, seed=10)
+    log_prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1)
+    log_joint = log_prior - model.likelihood.nll(x, model.decode(z))
+    torch.testing.assert_close(log_joint - model.exact_posterior(x).log_prob(z), model.log_likelihood(x))
 
 
 @pytest.mark.equation("eq-linear-expected-error")
 @pytest.mark.parametrize("scale", [0.6, "learned"])
 def test_exact_elbo_terms_match_quadrature(scale):
     """Gauss-Hermite quadrature over the two latents is exact for the quadratic log-likelihood."""
-    model, x = some_linear_vae(scale), random(4, 5, seed=9)
+    model, x = linear_vae(scale), normal(4, 5, seed=9)
     nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(6))
     eps = torch.cartesian_prod(nodes, nodes)[:, None]  # (36, 1, 2)
     weight = torch.cartesian_prod(weights, weights).prod(1) / (2 * math.pi)  # (36,)
@@ -158,14 +120,12 @@ def test_exact_elbo_terms_match_quadrature(scale):
     nll = weight @ model.likelihood.nll(x, model.decode(loc + log_scale.exp() * eps))
     q = torch.distributions.Normal(loc, log_scale.exp())
     kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(1)
-    terms = model.exact_elbo_terms(x)
-    torch.testing.assert_close(terms.nll, nll)
-    torch.testing.assert_close(terms.kl, kl)
+    torch.testing.assert_close(model.exact_elbo_terms(x), ElboTerms(nll, kl))
 
 
 def test_exact_elbo_terms_gradient_reaches_every_parameter():
-    model = some_linear_vae("learned")
-    model.exact_elbo_terms(random(4, 5)).elbo().sum().backward()
+    model = linear_vae("learned")
+    model.exact_elbo_terms(normal(4, 5)).elbo().sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), name
 
@@ -173,11 +133,11 @@ def test_exact_elbo_terms_gradient_reaches_every_parameter():
 @pytest.mark.parametrize("shape", [(4, 6), (5,)], ids=str)
 def test_exact_elbo_terms_rejects_other_shapes(shape):
     with pytest.raises(ValueError, match=re.escape(f"x must have shape (batch, 5), got {shape}")):
-        some_linear_vae().exact_elbo_terms(random(*shape))
+        linear_vae().exact_elbo_terms(normal(*shape))
 
 
 def test_linear_encoder_scale_does_not_depend_on_x():
-    _, log_scale = some_linear_vae().encode(random(4, 5))
+    _, log_scale = linear_vae().encode(normal(4, 5))
     assert torch.equal(log_scale, log_scale[:1].expand(4, 2))
 
 
@@ -198,9 +158,8 @@ def test_from_ppca_maximises_likelihood_of_digits(digits_x):
     by_model = model.log_likelihood(digits_x).mean().item()
     eigenvalues = np.linalg.eigvalsh(np.cov(digits_x.numpy().T, bias=True))[::-1]
     noise = eigenvalues[10:].mean()
-    by_eigenvalues = -0.5 * (
-        np.log(eigenvalues[:10]).sum() + 54 * np.log(noise) + 64 * np.log(2 * np.pi) + 64
-    )
+    log_determinant = np.log(eigenvalues[:10]).sum() + 54 * np.log(noise)
+    by_eigenvalues = -0.5 * (log_determinant + 64 * np.log(2 * np.pi) + 64)
     assert by_model == pytest.approx(17.4519, abs=5e-5)
     assert by_model == pytest.approx(by_eigenvalues, rel=1e-10)
 
@@ -249,7 +208,7 @@ def test_from_ppca_is_a_minimum_of_its_objective(digits_x, beta):
         other = LinearVAE.from_ppca(digits_x, 5, scale=0.4, beta=beta)
         with torch.no_grad():
             for parameter in other.parameters():
-                parameter += 0.01 * random(*parameter.shape, seed=seed)
+                parameter += 0.01 * normal(*parameter.shape, seed=seed)
         assert exact_negative_elbo(other, digits_x, beta) > best
 
 
@@ -258,13 +217,11 @@ def test_beta_and_variance_enter_the_weights_through_their_product(digits_x):
     first = LinearVAE.from_ppca(digits_x, 5, scale=0.1**0.5, beta=5.0)
     second = LinearVAE.from_ppca(digits_x, 5, scale=0.5**0.5)
     for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
-        torch.testing.assert_close(
-            ours, theirs, rtol=0, atol=1e-7
-        )  # 1e-16 under a square root, where norms are 0
+        # 1e-16 under a square root, where norms are 0
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
     assert first.encoder.log_scale.detach().exp().square()[0].item() == pytest.approx(0.715454, abs=5e-6)
-    assert not torch.allclose(
-        first.log_likelihood(digits_x[:9]), second.log_likelihood(digits_x[:9]), rtol=0.1
-    )
+    evidence = [model.log_likelihood(digits_x[:9]) for model in (first, second)]
+    assert not torch.allclose(*evidence, rtol=0.1)
 
 
 @pytest.mark.equation("eq-exact-encoder")
@@ -273,10 +230,9 @@ def test_from_ppca_posterior_is_exact(digits_x, variance):
     model = LinearVAE.from_ppca(digits_x, 5, scale=variance**0.5)
     exact = model.exact_posterior(digits_x)
     loc, log_scale = model.encode(digits_x)
+    covariance = torch.diag((2 * log_scale[0]).exp())
     torch.testing.assert_close(loc, exact.loc, rtol=0, atol=1e-9)
-    torch.testing.assert_close(
-        torch.diag((2 * log_scale[0]).exp()), exact.covariance_matrix[0], rtol=0, atol=1e-9
-    )
+    torch.testing.assert_close(covariance, exact.covariance_matrix[0], rtol=0, atol=1e-9)
 
 
 def test_from_ppca_aggregate_posterior_has_unit_variance(digits_x):
@@ -312,83 +268,50 @@ def test_active_latents_of_mnist_are_eigenvalues_above_the_variance(mnist_spectr
 @pytest.mark.equation("eq-ppca-variance")
 @pytest.mark.equation("eq-ppca-likelihood")
 @pytest.mark.parametrize(
-    ("latent_dim", "variance", "log_likelihood"),
+    ("latent_dim", "given", "variance", "log_likelihood"),
     [
-        (2, 0.0560958, 12.4277),
-        (10, 0.0348673, 182.1547),
-        (20, 0.0245971, 299.7584),
-        (50, 0.0125960, 507.9054),
+        *[(2, None, 0.0560958, 12.4277), (10, None, 0.0348673, 182.1547)],
+        *[(20, None, 0.0245971, 299.7584), (50, None, 0.0125960, 507.9054)],
+        *[(20, 392, 392, -3061.2497), (20, 1, 1, -743.1862)],
+        *[(20, 0.5, 0.5, -487.60945), (20, 0.1, 0.1, 52.0270)],
     ],
 )
-def test_from_ppca_maximises_likelihood_of_mnist(mnist_spectrum, latent_dim, variance, log_likelihood):
-    model = LinearVAE.from_ppca(mnist_spectrum.stand_in, latent_dim)
+def test_from_ppca_has_known_likelihood_on_mnist(mnist_spectrum, latent_dim, given, variance, log_likelihood):
+    """Of the best variance, or of a given one."""
+    x = mnist_spectrum.stand_in
+    model = LinearVAE.from_ppca(x, latent_dim, scale=given and given**0.5)
     assert model.likelihood.scale**2 == pytest.approx(variance, abs=5e-8)
     # a Gaussian's mean log-likelihood needs the data's mean and covariance only, and these are MNIST's
-    assert model.log_likelihood(mnist_spectrum.stand_in).mean().item() == pytest.approx(
-        log_likelihood, abs=5e-5
-    )
-
-
-@pytest.mark.parametrize(
-    ("variance", "log_likelihood"), [(392, -3061.2497), (1, -743.1862), (0.5, -487.60945), (0.1, 52.0270)]
-)
-def test_from_ppca_with_given_variance_matches_known_likelihood_of_mnist(
-    mnist_spectrum, variance, log_likelihood
-):
-    model = LinearVAE.from_ppca(mnist_spectrum.stand_in, 20, scale=variance**0.5)
-    assert model.log_likelihood(mnist_spectrum.stand_in).mean().item() == pytest.approx(
-        log_likelihood, abs=5e-5
-    )
+    assert model.log_likelihood(x).mean().item() == pytest.approx(log_likelihood, abs=5e-5)
 
 
 # --- bad input of from_ppca ------------------------------------------------------------------------------
 
-
-@pytest.mark.parametrize(
-    "x",
-    [torch.zeros(5), torch.zeros(1, 3), torch.zeros(2, 3, 4), torch.zeros(5, 3, dtype=torch.uint8)],
-    ids=["vector", "one-row", "images", "uint8"],
-)
-def test_from_ppca_rejects_what_is_no_data_matrix(x):
-    with pytest.raises(ValueError, match=r"x must be a floating point matrix \(N, D\), N >= 2, got torch"):
-        LinearVAE.from_ppca(x, 1)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_from_ppca_rejects_nonfinite_data(bad):
-    x = random(9, 3)
-    x[4, 1] = bad
-    with pytest.raises(ValueError, match=f"x must be finite, got {bad:g}"):
-        LinearVAE.from_ppca(x, 1)
+NINE = normal(9, 3)
+NO_MATRIX = r"x must be a floating point matrix \(N, D\), N >= 2, got torch"
+SCALE, BETA = "scale is a standard deviation and must be positive, got", "beta must be a positive number, got"
+NONFINITE = [torch.where(torch.arange(27).reshape(9, 3) == 13, bad, NINE) for bad in (math.nan, math.inf)]
+SHAPES = [((5,), F64), ((1, 3), F64), ((2, 3, 4), F64), ((5, 3), torch.uint8)]
+BAD_INPUT = [
+    *((torch.zeros(shape, dtype=dtype), 1, {}, NO_MATRIX) for shape, dtype in SHAPES),
+    *((x, 1, {}, f"x must be finite, got {x[4, 1]:g}") for x in NONFINITE),
+    *((NINE, n, {}, rf"latent_dim must lie in 1 \.\.\. 2, got {n}") for n in (0, -1, 3, 4)),
+    *((NINE, 1, {"scale": bad}, f"{SCALE} {bad}") for bad in (0.0, -1.0, math.nan)),
+    (NINE, 1, {"beta": 2.0}, r"beta=2\.0 needs a given scale"),
+    *((NINE, 1, {"scale": 1.0, "beta": bad}, f"{BETA} {bad}") for bad in (0.0, -1.0, math.nan, math.inf)),
+]
 
 
-@pytest.mark.parametrize("latent_dim", [0, -1, 3, 4])
-def test_from_ppca_rejects_latent_dim_out_of_range(latent_dim):
-    with pytest.raises(ValueError, match=rf"latent_dim must lie in 1 \.\.\. 2, got {latent_dim}"):
-        LinearVAE.from_ppca(random(9, 3), latent_dim)
-
-
-@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan])
-def test_from_ppca_rejects_nonpositive_scale(scale):
-    with pytest.raises(ValueError, match=f"scale is a standard deviation and must be positive, got {scale}"):
-        LinearVAE.from_ppca(random(9, 3), 1, scale=scale)
-
-
-def test_from_ppca_rejects_beta_without_scale():
-    with pytest.raises(ValueError, match=r"beta=2.0 needs a given scale"):
-        LinearVAE.from_ppca(random(9, 3), 1, beta=2.0)
-
-
-@pytest.mark.parametrize("beta", [0.0, -1.0, math.nan, math.inf])
-def test_from_ppca_rejects_nonpositive_beta(beta):
-    with pytest.raises(ValueError, match=f"beta must be a positive number, got {beta}"):
-        LinearVAE.from_ppca(random(9, 3), 1, scale=1.0, beta=beta)
+@pytest.mark.parametrize(("x", "latent_dim", "how", "message"), BAD_INPUT, ids=[row[3] for row in BAD_INPUT])
+def test_from_ppca_rejects_bad_input(x, latent_dim, how, message):
+    with pytest.raises(ValueError, match=message):
+        LinearVAE.from_ppca(x, latent_dim, **how)
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_from_ppca_of_data_without_noise_is_refused_or_almost_noiseless(seed):
     """Discarded eigenvalues that are 0 come out as tiny numbers of either sign."""
-    x = random(50, 1, seed=seed) @ random(1, 3, seed=seed + 100)
+    x = normal(50, 1, seed=seed) @ normal(1, 3, seed=seed + 100)
     try:
         model = LinearVAE.from_ppca(x, 1)
     except ValueError as error:

@@ -1,18 +1,14 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor, distributions
+from torch import Tensor, distributions, nn
 
+from tests.core.examples import EVERY_LIKELIHOOD, F32, F64, data, fitted_vae, generator, linear_vae, one
 from vaecourse.densities import gaussian_nll
 from vaecourse.divergences import kl_standard_normal
-from vaecourse.likelihoods import (
-    BernoulliLikelihood,
-    ContinuousBernoulliLikelihood,
-    GaussianLikelihood,
-    LaplaceLikelihood,
-)
-from vaecourse.linear_vae import LinearVAE
+from vaecourse.likelihoods import GaussianLikelihood
 from vaecourse.models import mlp_vae
 from vaecourse.objectives import (
     ElboTerms,
@@ -23,32 +19,6 @@ from vaecourse.objectives import (
     negative_elbo,
 )
 
-F64 = torch.float64
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def data(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(shape, dtype=F64, generator=generator(seed))
-
-
-def linear_vae(scale: float = 0.6) -> LinearVAE:
-    """A linear VAE (D = 5, K = 2) whose q(z|x) is not the exact posterior."""
-    model = LinearVAE(data_dim=5, latent_dim=2, scale=scale).double()
-    numbers = generator(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.5 * torch.randn(parameter.shape, dtype=F64, generator=numbers))
-    return model.eval()
-
-
-def fitted_vae() -> LinearVAE:
-    """A linear VAE whose q(z|x) is the exact posterior."""
-    x = data(40, 5) * torch.tensor([3.0, 2.0, 1.0, 0.5, 0.2], dtype=F64)
-    return LinearVAE.from_ppca(x, 2)
-
 
 def within_standard_errors(draws: Tensor, expected: Tensor, count: float = 4.5) -> bool:
     error = draws.std(0) / len(draws) ** 0.5
@@ -58,25 +28,21 @@ def within_standard_errors(draws: Tensor, expected: Tensor, count: float = 4.5) 
 # --- the terms and their signs ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("beta", "expected"), [(1.0, -3.5), (4.0, -5.0), (0.0, -3.0)])
-def test_elbo_matches_hand_value(beta, expected):
-    assert ElboTerms(nll=torch.tensor([3.0]), kl=torch.tensor([0.5])).elbo(beta).tolist() == [expected]
-
-
-def test_elbo_weighs_kl_by_one_unless_told():
-    terms = ElboTerms(nll=torch.tensor([3.0]), kl=torch.tensor([0.5]))
-    assert torch.equal(terms.elbo(), terms.elbo(1.0))
+@pytest.mark.parametrize(
+    ("weight", "expected"), [((), -3.5), ((1.0,), -3.5), ((4.0,), -5.0), ((0.0,), -3.0)], ids=str
+)
+def test_elbo_matches_hand_value(weight, expected):
+    assert ElboTerms(nll=torch.tensor([3.0]), kl=torch.tensor([0.5])).elbo(*weight).tolist() == [expected]
 
 
 @pytest.mark.equation("eq-elbo-terms")
 def test_elbo_terms_matches_closed_form():
     model, x = linear_vae(), data(3, 5)
     exact = model.exact_elbo_terms(x)
-    with torch.no_grad():
-        numbers = generator()
-        draws = torch.stack([elbo_terms(model, x, num_samples=50, generator=numbers).nll for _ in range(400)])
-        assert within_standard_errors(draws, exact.nll)
-        torch.testing.assert_close(elbo_terms(model, x).kl, exact.kl)
+    with torch.no_grad():  # 400 draws, one for each copy of the data
+        draws = elbo_terms(model, x.repeat(400, 1), num_samples=50, generator=generator())
+    assert within_standard_errors(draws.nll.reshape(400, 3), exact.nll)
+    torch.testing.assert_close(draws.kl.reshape(400, 3), exact.kl.expand(400, 3))
 
 
 def test_elbo_terms_averages_over_samples():
@@ -101,45 +67,24 @@ def test_elbo_terms_are_per_example(num_samples):
     assert terms.nll.shape == terms.kl.shape == (7,)
 
 
-def test_negative_elbo_is_batch_mean():
+@pytest.mark.parametrize(("options", "beta"), [({}, 1), ({"beta": 1.0}, 1), ({"beta": 0.3}, 0.3)], ids=str)
+def test_negative_elbo_is_batch_mean(options, beta):
     model, x = linear_vae(), data(3, 5)
     terms = elbo_terms(model, x, generator=generator())
-    for beta in (1.0, 0.3):
-        loss = negative_elbo(model, x, beta=beta, generator=generator())
-        assert loss.item() == pytest.approx((terms.nll + beta * terms.kl).sum().item() / 3)
-
-
-def test_negative_elbo_weighs_kl_by_one_unless_told():
-    model, x = linear_vae(), data(3, 5)
-    terms = elbo_terms(model, x, generator=generator())
-    assert negative_elbo(model, x, generator=generator()).item() == pytest.approx(
-        (terms.nll + terms.kl).mean().item()
-    )
+    loss = negative_elbo(model, x, generator=generator(), **options)
+    assert loss.item() == pytest.approx((terms.nll + beta * terms.kl).sum().item() / 3)
 
 
 @pytest.mark.parametrize("function", [elbo_terms, importance_weighted_bound, log_importance_weights])
 def test_noise_is_reproducible_given_generator(function):
     model, x = linear_vae(), data(3, 5)
-    first, second, other = (function(model, x, num_samples=2, generator=generator(s)) for s in (1, 1, 2))
-    assert torch.equal(first[0], second[0])
-    assert not torch.equal(first[0], other[0])
+    first, again, other = (function(model, x, num_samples=2, generator=generator(s))[0] for s in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-@pytest.mark.parametrize(
-    "likelihood",
-    [
-        GaussianLikelihood(0.3),
-        GaussianLikelihood("learned"),
-        GaussianLikelihood("optimal"),
-        GaussianLikelihood("per_pixel"),
-        LaplaceLikelihood(0.3),
-        BernoulliLikelihood(),
-        ContinuousBernoulliLikelihood(),
-    ],
-    ids=["fixed", "learned", "optimal", "per_pixel", "laplace", "bernoulli", "continuous_bernoulli"],
-)
-def test_negative_elbo_gradient_reaches_every_parameter(likelihood):
-    model = mlp_vae(6, 2, hidden_dims=(5,), likelihood=likelihood)
+@EVERY_LIKELIHOOD
+def test_negative_elbo_gradient_reaches_every_parameter(make):
+    model = mlp_vae(6, 2, hidden_dims=(5,), likelihood=make())
     negative_elbo(model, data(8, 6).float()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
@@ -160,16 +105,10 @@ def test_elbo_gap_is_kl_to_the_exact_posterior():
 
 
 @pytest.mark.equation("eq-elbo-gap")
-def test_elbo_gap_is_zero_for_the_exact_posterior():
-    model = fitted_vae()
-    x = data(6, 5, seed=4)
-    torch.testing.assert_close(model.exact_elbo_terms(x).elbo(), model.log_likelihood(x))
-
-
-def test_importance_weights_are_constant_for_the_exact_posterior():
+def test_elbo_gap_is_zero_and_importance_weights_are_constant_for_the_exact_posterior():
     """p(x, z) / p(z|x) is p(x), whatever z: each single weight is the answer."""
-    model = fitted_vae()
-    x = data(6, 5, seed=4)
+    model, x = fitted_vae(), data(6, 5, seed=4)
+    torch.testing.assert_close(model.exact_elbo_terms(x).elbo(), model.log_likelihood(x))
     log_weights = log_importance_weights(model, x, num_samples=9, generator=generator())
     torch.testing.assert_close(log_weights, model.log_likelihood(x).expand(9, 6))
 
@@ -193,18 +132,16 @@ def test_mean_importance_weight_is_unbiased():
 def test_log_importance_weights_keep_the_noise_of_a_narrow_posterior():
     """With a scale of e^-20 float32 rounds loc + scale * eps to loc; log q must still hold eps."""
     model = linear_vae().float()
-    with torch.no_grad():
-        model.encoder.log_scale.fill_(-20.0)
-        model.encoder.linear.bias.fill_(3.0)
+    nn.init.constant_(model.encoder.log_scale, -20.0)
+    nn.init.constant_(model.encoder.linear.bias, 3.0)
     x = data(2, 5)
-    single = log_importance_weights(model, x.float(), num_samples=50, generator=generator())
-    # the noise differs between dtypes: compare means, whose standard error is sqrt(0.5 * 2 / 2000)
-    means = [
-        log_importance_weights(model.to(dtype), x.to(dtype), num_samples=2000, generator=generator(1)).mean(0)
-        for dtype in (torch.float32, F64)
-    ]
+    single, double = (
+        log_importance_weights(model.to(dtype), x.to(dtype), num_samples=2000, generator=generator(1))
+        for dtype in (F32, F64)
+    )
     assert single.std(0).min() > 0.5
-    torch.testing.assert_close(means[0].double(), means[1], rtol=0, atol=5 * 0.0224 * 2**0.5)
+    # the noise differs between dtypes: compare means, whose standard error is sqrt(0.5 * 2 / 2000)
+    torch.testing.assert_close(single.double().mean(0), double.mean(0), rtol=0, atol=5 * 0.0224 * 2**0.5)
 
 
 def test_importance_weighted_bound_at_one_sample_is_elbo_draw():
@@ -224,26 +161,20 @@ def test_importance_weighted_bound_is_log_mean_weight():
 def test_importance_weighted_bound_survives_underflowing_weights():
     model, x = linear_vae(scale=1e-3), data(4, 5)
     assert not log_importance_weights(model, x, num_samples=7).exp().any()
-    bound = importance_weighted_bound(model, x, num_samples=7)
-    assert bound.isfinite().all()
+    assert importance_weighted_bound(model, x, num_samples=7).isfinite().all()
 
 
 @pytest.mark.equation("eq-importance-weighted-bound")
 def test_importance_weighted_bound_bounds_log_evidence_and_rises_with_samples():
-    model, x = linear_vae(), data(3, 5)
+    model, x, numbers = linear_vae(), data(3, 5), generator()
     exact = model.log_likelihood(x).mean()
     bounds, errors = [], []
-    with torch.no_grad():
-        numbers = generator()
-        for k in (1, 5, 50, 500):
-            draws = torch.stack(
-                [
-                    importance_weighted_bound(model, x, num_samples=k, generator=numbers).mean()
-                    for _ in range(400)
-                ]
-            )
-            bounds.append(draws.mean().item())
-            errors.append(draws.std().item() / 400**0.5)
+    for k in (1, 5, 50, 500):
+        with torch.no_grad():
+            draws = importance_weighted_bound(model, x.repeat(400, 1), num_samples=k, generator=numbers)
+        means = draws.reshape(400, 3).mean(1)
+        bounds.append(means.mean().item())
+        errors.append(means.std().item() / 400**0.5)
     assert bounds == sorted(bounds)
     assert all(bound <= exact + 4 * error for bound, error in zip(bounds, errors, strict=True))
     assert exact - bounds[0] > 1  # there was a gap to close
@@ -256,17 +187,13 @@ def test_importance_weighted_bound_bounds_log_evidence_and_rises_with_samples():
 class SquareLatent:
     """A model whose "nll" is z^2, so that every gradient is known: E z^2 = loc^2 + scale^2."""
 
-    class likelihood:  # noqa: N801
-        @staticmethod
-        def nll(x: Tensor, params: Tensor) -> Tensor:
-            return params.square().sum(-1)
+    likelihood = SimpleNamespace(nll=lambda x, params: params.square().sum(-1))
 
     def __init__(self, loc: float, scale: float, num_examples: int) -> None:
-        self.loc = torch.full((num_examples, 1), loc, dtype=F64, requires_grad=True)
-        self.log_scale = torch.full((num_examples, 1), math.log(scale), dtype=F64, requires_grad=True)
+        self.codes = tuple(one(v).repeat(num_examples, 1).requires_grad_() for v in (loc, math.log(scale)))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.loc, self.log_scale
+        return self.codes
 
     def decode(self, z: Tensor) -> Tensor:
         return z
@@ -276,7 +203,7 @@ def gradient_draws(loc: float, scale: float, count: int) -> tuple[Tensor, Tensor
     """Single-sample gradients of E z^2 with respect to loc and log_scale, one for each row of a batch."""
     model = SquareLatent(loc, scale, count)
     nll = elbo_terms(model, torch.zeros(count, 1), generator=generator()).nll.sum()
-    by_loc, by_log_scale = torch.autograd.grad(nll, (model.loc, model.log_scale))
+    by_loc, by_log_scale = torch.autograd.grad(nll, model.codes)
     return by_loc[:, 0], by_log_scale[:, 0]
 
 
@@ -313,19 +240,16 @@ def test_implied_variance_matches_hand_value(recon_weight, kl_weight, variance):
 def test_implied_variance_gives_gradients_of_the_weighted_loss():
     """a * SSE + w * KL has the gradient of w * (-ELBO) at that variance, with shared noise."""
     recon_weight, kl_weight = 0.3, 0.07
-    vae = mlp_vae(
-        6, 2, hidden_dims=(5,), likelihood=GaussianLikelihood(implied_variance(0.3, 0.07) ** 0.5)
-    ).double()
+    likelihood = GaussianLikelihood(implied_variance(recon_weight, kl_weight) ** 0.5)
+    vae = mlp_vae(6, 2, hidden_dims=(5,), likelihood=likelihood).double()
     x, parameters = data(8, 6), list(vae.parameters())
     loss = kl_weight * negative_elbo(vae, x, generator=generator())
     loc, log_scale = vae.encode(x)
     z = loc + log_scale.exp() * torch.randn(1, 8, 2, dtype=F64, generator=generator())[0]
     sse = (x - vae.decode(z)).square().sum(1).mean()
     weighted = recon_weight * sse + kl_weight * kl_standard_normal(loc, log_scale).mean()
-    for ours, theirs in zip(
-        torch.autograd.grad(loss, parameters), torch.autograd.grad(weighted, parameters), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+    ours, theirs = (torch.autograd.grad(objective, parameters) for objective in (loss, weighted))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
@@ -339,7 +263,7 @@ def test_implied_variance_rejects_nonpositive_weight(which, bad):
 # --- bad input, compilation ------------------------------------------------------------------------------
 
 
-class Rounded(torch.nn.Module):
+class Rounded(nn.Module):
     """A model whose layers put out bf16, as under autocast; everything else is as it was."""
 
     def __init__(self, model):
@@ -365,7 +289,7 @@ def test_importance_weights_of_16_bit_codes_are_computed_in_float32():
     log_q = torch.distributions.Normal(loc, log_scale.exp()).log_prob(z).sum(-1)
     log_prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
     expected = log_prior - log_q - rounded.likelihood.nll(x, rounded.decode(z))
-    assert log_weights.dtype == torch.float32
+    assert log_weights.dtype == F32
     torch.testing.assert_close(log_weights, expected, rtol=0, atol=1e-3)
 
 
@@ -388,8 +312,7 @@ def test_negative_elbo_rejects_unscaled_pixels():
 
 def test_negative_elbo_rejects_overflowing_encoder():
     model = linear_vae()
-    with torch.no_grad():
-        model.encoder.log_scale.fill_(math.inf)
+    nn.init.constant_(model.encoder.log_scale, math.inf)
     with pytest.raises(ValueError, match=r"must be finite"):
         negative_elbo(model, data(3, 5))
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import nbformat
@@ -30,8 +31,9 @@ def grades_of(student: str, verdict: str = "ok") -> Grades:
 
 
 @pytest.fixture(scope="module")
-def course(tmp_path_factory) -> CourseFolder:
-    return CourseFolder(tmp_path_factory.mktemp("graded"), [SOURCE / "ps1/ps1.ipynb"])
+def course(tmp_path_factory):
+    with closing(CourseFolder(tmp_path_factory.mktemp("graded"), [SOURCE / "ps1/ps1.ipynb"])) as opened:
+        yield opened
 
 
 def gradebook(course: CourseFolder):
@@ -140,11 +142,9 @@ def test_very_long_answers_are_cut_in_the_copy():
 
 def nbgrader(course: CourseFolder, *words: str) -> subprocess.CompletedProcess:
     tools = Path(sys.executable).parent
-    path = os.pathsep.join([str(tools), os.environ["PATH"]])
+    env = {**os.environ, "PATH": os.pathsep.join([str(tools), os.environ["PATH"]])}
     command = [str(tools / "nbgrader"), *words]
-    return subprocess.run(
-        command, cwd=course.folder, capture_output=True, text=True, env={**os.environ, "PATH": path}
-    )
+    return subprocess.run(command, cwd=course.folder, capture_output=True, text=True, env=env)
 
 
 def test_nbgrader_exports_beside_our_table_and_refuses_to_run_student_code(course):
@@ -171,7 +171,8 @@ def test_result_that_never_came_to_the_gradebook_stays_as_it_is(course):
 
 
 def test_cells_that_come_or_go_after_the_first_grading_need_another_folder(tmp_path):
-    CourseFolder(tmp_path / "graded", [SOURCE / "ps1/ps1.ipynb"]).record(grades_of("ada"), [])
+    with closing(CourseFolder(tmp_path / "graded", [SOURCE / "ps1/ps1.ipynb"])) as course:
+        course.record(grades_of("ada"), [])
     notebook = nbformat.read(SOURCE / "ps1/ps1.ipynb", as_version=4)
     notebook.cells = [c for c in notebook.cells if c.metadata.get("nbgrader", {}).get("grade_id") != OTHER]
     changed = tmp_path / "ps1/ps1.ipynb"

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,6 @@ import pytest
 import tqdm
 
 from tests.book.notebook_rules import ROOT
-from tests.coursework.answers import code_cell
 from tests.coursework.attacks import (
     ATTACKS,
     FORGING_LIMITS,
@@ -38,11 +36,13 @@ from tests.coursework.attacks import (
     right_notebook,
     what_came,
 )
+from tests.coursework.damage import noting, with_wrong_bytes
 from vaecourse.cli import main
 from vaecourse.coursework import grading
-from vaecourse.coursework import sandbox as boxes
+from vaecourse.coursework.box import sandbox as boxes
 from vaecourse.coursework.box.filter import MACHINES, seccomp_filter
-from vaecourse.coursework.box.sandbox import FIRST_UID, MB, Limits, Outcome, SandboxError, is_root, self_test
+from vaecourse.coursework.box.sandbox import FIRST_UID, Outcome, SandboxError, is_root, self_test
+from vaecourse.coursework.box.watching import MB
 from vaecourse.coursework.grading import grade_submission, tasks_of
 from vaecourse.coursework.intake import Submission
 from vaecourse.coursework.oracle import Draw
@@ -62,7 +62,7 @@ def processes_of_the_box() -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["uids", "cmdline", "status"]):
         uids, words = process.info["uids"], process.info["cmdline"] or []
-        mine = uids is not None and uids.real == FIRST_UID + SLOT if is_root() else "/runner.py" in words
+        mine = uids is not None and uids.real == FIRST_UID + SLOT if is_root() else "box.runner" in words
         if mine and process.info["status"] != psutil.STATUS_ZOMBIE:
             found.append(process)
     return found
@@ -71,7 +71,7 @@ def processes_of_the_box() -> list[psutil.Process]:
 def comes_true(condition, seconds: float) -> bool:
     end = time.monotonic() + seconds
     while not (found := condition()) and time.monotonic() < end:
-        time.sleep(0.05)
+        time.sleep(0.02)
     return bool(found)
 
 
@@ -95,9 +95,8 @@ def test_hostile_notebook_is_contained(attack, sandbox, world):
 @pytest.mark.parametrize("attack", [a for a in of_kind("hostile") if a.is_harmless], **by_name)
 def test_the_same_attack_succeeds_without_a_box(attack, world):
     world.num_connections()
-    assert what_came(graded(attack, world, trusted=True)).startswith("Reached"), (
-        "a broken attack shows nothing"
-    )
+    came = what_came(graded(attack, world, trusted=True))
+    assert came.startswith("Reached"), "a broken attack shows nothing"
     assert world.num_connections() == attack.name.startswith(("connect to this", "connect to an"))
     for path in (world.folder / "outside").iterdir():
         path.unlink()
@@ -106,12 +105,9 @@ def test_the_same_attack_succeeds_without_a_box(attack, world):
 
 def test_box_does_not_outlive_a_grader_that_is_killed(sandbox):
     """This also shows that processes of the box are found while there are some."""
-    lines = ({"cells": [["cell", "import time; time.sleep(60)"]], "limits": vars(Limits(cell=60.0))},)
-    module = "vaecourse.coursework.box.sandbox"
-    start = f"import sys; from {module} import run; run(sys.stdin.buffer.read(), slot={SLOT})"
-    with subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE, cwd=ROOT) as grader:
-        grader.stdin.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-        grader.stdin.close()
+    start = "from vaecourse.coursework.box.sandbox import run\n"
+    start += f"run([('cell', 'import time; time.sleep(60)')], slot={SLOT})"
+    with subprocess.Popen([sys.executable, "-c", start], cwd=ROOT) as grader:
         assert comes_true(processes_of_the_box, seconds=20)
         grader.kill()
     assert comes_true(lambda: not processes_of_the_box(), seconds=1)
@@ -119,13 +115,11 @@ def test_box_does_not_outlive_a_grader_that_is_killed(sandbox):
 
 def test_package_among_the_libraries_is_hidden_too(sandbox, monkeypatch):
     """Here it lies outside of the environment; a library takes its part."""
-    cell = "import tqdm\n\ndef is_there():\n    return hasattr(tqdm, 'tqdm')"
-    call = {"id": 0, "group": "", "function": "is_there"}
-    job = [{"cells": [["cell", cell]], "limits": vars(LIMITS)}, call]
-    lines = "".join(json.dumps(line) + "\n" for line in job).encode()
+    cell = ("cell", "import tqdm\n\ndef is_there():\n    return hasattr(tqdm, 'tqdm')")
+    call = {"id": 0, "task": "", "group": "", "function": "is_there"}
     for package, is_there in ((boxes.PACKAGE, True), (Path(tqdm.__file__).parent, False)):
         monkeypatch.setattr(boxes, "PACKAGE", package)
-        outcome = boxes.run(lines, limits=LIMITS, slot=SLOT)
+        outcome = boxes.run([cell], [call], limits=LIMITS, slot=SLOT)
         told = json.loads(outcome.result.splitlines()[1])
         assert told["value"] == {"kind": "number", "value": is_there}
 
@@ -142,47 +136,23 @@ def test_filter_is_made_for_the_kinds_of_machines_that_are_known():
 
 # ---- limits ----
 
-STARTS = "signal.setitimer(signal.ITIMER_REAL, 0)\n"  # without the timer of cells
+NO_TIMER = "signal.setitimer(signal.ITIMER_REAL, 0)\n"  # without the timer of cells
+IN_AN_ANSWER = "def learning_rate_for_sse(learning_rate, scale):\n    "
+SLEEP = "time.sleep(60)"
+FILL = f"kept = b'x' * 300_000_000; {SLEEP}"
+FILL_ALL = f"for _ in range(3):\n    os.fork()\n    kept = b'x' * 50_000_000\n{SLEEP}"
+ANSWER = PIPE + "for pipe in result_pipes():\n    os.write(pipe, b'x' * 1_100_000)\n" + SLEEP
+TIME, MEMORY = "timeout: it ran out of time", "memory: it used more than 200 MB"
 CASES = {
-    "wall": ({"wall": 1.5}, STARTS + "time.sleep(60)", "timeout: it ran out of time", 0),
-    "cpu": ({"cpu": 1.0}, STARTS + "while True:\n    pass", "timeout: it ran out of time", 0),
-    "cell": ({"cell": 0.3}, "time.sleep(60)", "ok", 4),
-    "task": (
-        {"task": 0.3},
-        "def learning_rate_for_sse(learning_rate, scale):\n    time.sleep(60)",
-        "timeout: it ran out of time",
-        2,
-    ),
-    "memory of one process": (
-        {"memory": 200 * MB},
-        "kept = b'x' * 300_000_000\ntime.sleep(60)",
-        "memory: it used more than 200 MB",
-        0,
-    ),
-    "memory of a tree": (
-        {"memory": 200 * MB},
-        "for _ in range(3):\n    os.fork()\n    kept = b'x' * 50_000_000\ntime.sleep(60)",
-        "memory: it used more than 200 MB",
-        0,
-    ),
-    "memory in an answer": (
-        {"memory": 200 * MB},
-        "def learning_rate_for_sse(learning_rate, scale):\n    kept = b'x' * 300_000_000\n    time.sleep(60)",
-        "memory: it used more than 200 MB",
-        2,
-    ),
-    "output": (
-        {"output": 1 * MB},
-        "print('x' * 1_100_000)\ntime.sleep(60)",
-        "output: it printed more than 1 MB",
-        0,
-    ),
-    "result": (
-        {"result": 1 * MB},
-        PIPE + "for pipe in result_pipes():\n    os.write(pipe, b'x' * 1_100_000)\ntime.sleep(60)",
-        "malformed: it answered with more than 1 MB",
-        0,
-    ),
+    "wall": ({"wall": 1.5}, NO_TIMER + SLEEP, TIME, 0),
+    "cpu": ({"cpu": 1.0}, NO_TIMER + "while True:\n    pass", TIME, 0),
+    "cell": ({"cell": 0.3}, SLEEP, "ok", 4),
+    "task": ({"task": 0.3}, IN_AN_ANSWER + SLEEP, TIME, 2),
+    "memory of one process": ({"memory": 200 * MB}, FILL, MEMORY, 0),
+    "memory of a tree": ({"memory": 200 * MB}, FILL_ALL, MEMORY, 0),
+    "memory in an answer": ({"memory": 200 * MB}, IN_AN_ANSWER + FILL, MEMORY, 2),
+    "output": ({"output": MB}, f"print('x' * 1_100_000); {SLEEP}", "output: it printed more than 1 MB", 0),
+    "result": ({"result": MB}, ANSWER, "malformed: it answered with more than 1 MB", 0),
 }
 
 
@@ -195,17 +165,11 @@ def test_limit_has_its_verdict(changed, code, verdict, points, sandbox, world):
     assert (grades.marks[0].verdict, grades.score) == (verdict, points)
 
 
+FORK = f"for n in range(20):\n    if os.fork() == 0:\n        {SLEEP}"
+WRITE = "for n in range(3):\n    Path(f'{n}').write_bytes(bytes(1_000_000))"
 INSIDE = {
-    "processes": (
-        {"processes": 20},
-        "for n in range(20):\n    if os.fork() == 0:\n        time.sleep(60)",
-        "BlockingIOError",
-    ),
-    "scratch": (
-        {"scratch": 2 * MB},
-        "for n in range(3):\n    Path(f'{n}').write_bytes(bytes(1_000_000))",
-        "OSError: [Errno 28] No space left on device",
-    ),
+    "processes": ({"processes": 20}, FORK, "BlockingIOError"),
+    "scratch": ({"scratch": 2 * MB}, WRITE, "OSError: [Errno 28] No space left on device"),
     "size of a file": ({"scratch": 2 * MB}, "Path('x').write_bytes(bytes(3_000_000))", "OSError: [Errno 27]"),
     "address space": ({"address_space": 10**9}, "bytearray(1_100_000_000)", "MemoryError"),
 }
@@ -221,14 +185,13 @@ def test_limit_is_an_error_inside(changed, code, error, sandbox, world):
 
 def test_processor_time_of_ended_children_counts(sandbox, world):
     attack = next(a for a in of_kind("hostile") if a.name == "processor time in small pieces")
-    limits = replace(LIMITS, wall=6.0, cpu=1.0)
-    assert graded(attack, world, limits=limits).seconds < 5
+    assert graded(attack, world, limits=replace(LIMITS, wall=6.0, cpu=1.0)).seconds < 5
 
 
 # ---- forgeries ----
 
 
-@pytest.mark.parametrize("attack", of_kind("forgery"), **by_name)
+@pytest.mark.parametrize("attack", of_kind("forging"), **by_name)
 def test_forgery_earns_no_more_than_honest_wrong_answers(attack, sandbox, world):
     grades = graded(attack, world)
     assert what_came(grades) == attack.outcome, grades
@@ -240,24 +203,6 @@ def test_forgery_earns_no_more_than_honest_wrong_answers(attack, sandbox, world)
 
 # ---- without a sandbox ----
 
-
-def with_bwrap(folder: Path, monkeypatch, script: str | None) -> None:
-    """Put a folder first in the PATH that holds another bwrap, or be without any."""
-    folder.chmod(0o755)
-    if script is None:
-        (folder / "setpriv").symlink_to("/bin/true")
-    else:
-        (folder / "bwrap").write_text(f"#!/bin/sh\n{script}\n")
-        (folder / "bwrap").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}" if script is None else f"{folder}:{os.environ['PATH']}")
-
-
-@pytest.fixture
-def readable_folder():
-    with tempfile.TemporaryDirectory() as folder:  # tmp_path cannot be entered by the user of a box
-        yield Path(folder)
-
-
 WEAKER = """\
 for word do
     shift
@@ -265,7 +210,6 @@ for word do
     set -- "$@" "$word"
 done
 exec REAL "$@\""""
-
 BROKEN = {
     "missing": (None, "bwrap is not installed"),
     "refused": ("echo 'No permissions to create new namespace' >&2\nexit 1", "No permissions to create"),
@@ -275,25 +219,33 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("script", "message"), BROKEN.values(), ids=BROKEN)
-def test_no_sandbox_no_grading(script, message, readable_folder, tmp_path, monkeypatch, capsys):
+def test_no_sandbox_no_grading(script, message, tmp_path, monkeypatch, capsys):
     if script == WEAKER and shutil.which("bwrap") is None:
         pytest.skip("no bwrap to weaken")
-    with_bwrap(readable_folder, monkeypatch, script and script.replace("REAL", shutil.which("bwrap") or ""))
-    with pytest.raises(SandboxError, match=message):
-        self_test(SLOT)
-    marker = tmp_path / "was run"
-    cell = code_cell(f"open({str(marker)!r}, 'w')")
-    adding(cell.source)(right_notebook(), tmp_path / "submitted/ada/ps1")
-    source = ["--source", str(SOURCE)]
-    for words in (
-        ["grade", str(tmp_path / "submitted"), "--out", str(tmp_path / "out"), *source],
-        ["grade-one", str(tmp_path / "submitted/ada/ps1/ps1.ipynb")],
-    ):
-        assert main(words) == 3
-        said = capsys.readouterr()
-        assert message in said.err
-        assert "--trust-submissions" in said.err
-        assert "ada" not in said.out
+    submitted, marker = tmp_path / "submitted", tmp_path / "was run"
+    adding(f"open({str(marker)!r}, 'w')")(right_notebook(), submitted / "ada/ps1")
+    with tempfile.TemporaryDirectory() as name:  # tmp_path cannot be entered by the user of a box
+        folder = Path(name)
+        folder.chmod(0o755)
+        if script is None:
+            (folder / "setpriv").symlink_to("/bin/true")
+        else:
+            real = shutil.which("bwrap") or ""
+            (folder / "bwrap").write_text(f"#!/bin/sh\n{script.replace('REAL', real)}\n")
+            (folder / "bwrap").chmod(0o755)
+        # first in the PATH stands another bwrap, or there is none
+        monkeypatch.setenv("PATH", name if script is None else f"{name}:{os.environ['PATH']}")
+        with pytest.raises(SandboxError, match=message):
+            self_test(SLOT)
+        for words in (
+            ["grade", str(submitted), "--out", str(tmp_path / "out"), "--source", str(SOURCE)],
+            ["grade-one", str(submitted / "ada/ps1/ps1.ipynb")],
+        ):
+            assert main(words) == 3
+            said = capsys.readouterr()
+            assert message in said.err
+            assert "--trust-submissions" in said.err
+            assert "ada" not in said.out
     assert not marker.exists()
     assert not (tmp_path / "out").exists()
 
@@ -305,6 +257,7 @@ NASTY = [
     "x" * 500, [], {}, [[1], [2, 3]], [[[[]]]], [None], {"kind": "tensor", "values": [1], "shape": [-1, 0]},
     {"kind": "other", "type": "\ud800"}, {"kind": "number", "value": 10**4000}, [float("inf")], ["x"],
 ]  # fmt: skip
+PARTS = ["changed", "missing", "error", "value", "id", "task", "problem"]
 
 
 def mutated(result: bytes, rng: random.Random) -> bytes:
@@ -312,11 +265,8 @@ def mutated(result: bytes, rng: random.Random) -> bytes:
     lines = result.splitlines(keepends=True)
     place = rng.randrange(len(lines))
     match rng.randrange(6):
-        case 0:  # bytes
-            wrong = bytearray(result)
-            for _ in range(rng.randint(1, 4)):
-                wrong[rng.randrange(len(wrong))] = rng.randrange(256)
-            return bytes(wrong)
+        case 0:
+            return with_wrong_bytes(result, rng, 4)
         case 1:
             return result[: rng.randrange(len(result))]
         case 2:
@@ -324,22 +274,12 @@ def mutated(result: bytes, rng: random.Random) -> bytes:
         case 3:
             lines[place : place + 1] = [] if rng.random() < 0.5 else [lines[place]] * 2
         case _:  # a value, anywhere
-            told = json.loads(lines[place])
-            node, key = (
-                told,
-                rng.choice([*told, "changed", "missing", "error", "value", "id", "group", "problem"]),
-            )
-            while (
-                isinstance(node.get(key) if isinstance(node, dict) else node[key], dict | list)
-                and rng.random() < 0.7
-            ):
-                inner = node[key]
-                if not inner:
+            node = told = json.loads(lines[place])
+            key = rng.choice([*told, *PARTS])
+            while (inner := node.get(key) if isinstance(node, dict) else node[key]) and rng.random() < 0.7:
+                if not isinstance(inner, dict | list):
                     break
-                node, key = (
-                    inner,
-                    rng.choice(list(inner)) if isinstance(inner, dict) else rng.randrange(len(inner)),
-                )
+                node, key = inner, rng.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
             node[key] = rng.choice(NASTY)
             lines[place] = json.dumps(told).encode() + b"\n"
     return b"".join(lines)
@@ -359,18 +299,13 @@ def test_mutated_results_never_raise_and_never_give_more(monkeypatch):
         result = mutated(kept[0].result, rng)
         problem = rng.choice(["", "", "ended", "timeout", "memory", "result"])
         monkeypatch.setattr(grading, "run", lambda *a, r=result, p=problem, **more: Outcome(r, p, 0.1, ""))
-        try:
+        with noting(failures):
             grades = grade_submission(submission, seed=1)
             assert grades.score <= honest.score
             scores[grades.score] += 1
             assert from_json(json.loads(result_text(as_json(grades)))) == grades
             grades_csv([grades]).encode()
             "".join(grades.failed_cells).encode()
-        except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            failures[
-                f"{type(error).__name__} in {Path(where.filename).name}:{where.name}: {str(error)[:60]}"
-            ] += 1
     assert failures == {}
     assert min(scores.values()) > 100, "some mutations cost the points, others do not"
 

@@ -21,7 +21,7 @@ from vaecourse.coursework.box import runner
 from vaecourse.coursework.box.sandbox import Outcome, run
 from vaecourse.coursework.box.watching import Limits
 from vaecourse.coursework.intake import Cell, Submission
-from vaecourse.coursework.oracle import SETUP, TASKS, Check, Draw, Mark, Task, clean, verdict_of
+from vaecourse.coursework.oracle import SETUP, TASKS, Check, Draw, Mark, Task, clean, told, verdict_of
 
 PROBLEMS = {
     "timeout": "timeout: it ran out of time",
@@ -127,7 +127,7 @@ class _Session:
         while waiting := {task: task.calls(mine) for task, mine in checks.items() if task not in found}:
             calls = [{"id": number, **call} for number, call in enumerate(chain(*waiting.values()))]
             limits = replace(self.limits, wall=max(1.0, self.limits.wall - self.seconds))
-            outcome = self.start(self.code, calls, limits=limits)
+            outcome = self.start(self.code, told(calls), limits=limits)
             result = Result(outcome)
             self.seconds += outcome.seconds
             self.failed_cells = result.failed_cells or self.failed_cells
@@ -159,15 +159,15 @@ class Result:
         lines = outcome.result.split(b"\n")
         if outcome.problem:  # it may end in the middle of a line
             lines.pop()
-        told = [_json_object(line) for line in lines if line]
-        self.is_sound = None not in told
-        cells = (told[0] or {}).get("failed_cells") if told else None
+        said = [_json_object(line) for line in lines if line]
+        self.is_sound = None not in said
+        cells = (said[0] or {}).get("failed_cells") if said else None
         self.has_begun = isinstance(cells, list)  # with the calls
         named = [cell for cell in cells[:20] if isinstance(cell, dict)] if isinstance(cells, list) else []
         self.failed_cells = {clean(cell.get("cell")): clean(cell.get("error")) for cell in named}
         self.replies: dict[int, dict[str, Any]] = {}
         self.problems: dict[str, str] = {}
-        for line in filter(None, told):
+        for line in filter(None, said):
             if isinstance(number := line.get("id"), int):
                 self.replies.setdefault(number, line)
             elif isinstance(name := line.get("task"), str) and line.get("problem") in ("timeout", "ended"):
@@ -205,6 +205,6 @@ def check_cells(
                 failed[name] = runner.describe(error)
         for n, task in enumerate(tasks):
             checks = list(task.checks(Draw(seed + n)))
-            replies = json.loads(json.dumps(list(runner.answers(task.calls(checks), namespace))))
+            replies = json.loads(json.dumps(list(runner.answers(told(task.calls(checks)), namespace))))
             marks.append(_mark(task, verdict_of(task, checks, replies), failed))
     return marks, failed

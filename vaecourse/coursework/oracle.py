@@ -93,9 +93,9 @@ class Task(NamedTuple):
     checks: Callable[[Draw], Iterator[Check]]
 
     def calls(self, checks: Iterable[Check]) -> list[Call]:
-        """Return the calls of checks as JSON data, complete but for their numbers."""
+        """Return the calls of checks, complete but for their numbers."""
         mine = {"task": self.name, "group": "", "function": self.name}
-        return [told({**mine, **call}) for check in checks for call in check.calls]
+        return [{**mine, **call} for check in checks for call in check.calls]
 
 
 TASKS: dict[str, Task] = {}

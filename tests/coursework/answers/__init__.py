@@ -1,10 +1,13 @@
-"""Right and wrong answers to every coded task, as data: `psN_right.py` and `psN_wrong.py`.
+"""Right and wrong answers to every coded task, as data: the cells of `psN_right.py` and `psN_wrong.py`.
 
-Each cell begins with a line `# %% <task>: <label>` and holds what a student would write.
+A cell ``# %% <task>`` holds the task's base: a right answer, and names that others share.  A cell
+``# %% <task>: <label>`` holds an answer, whole or as the difference to the base, see `completed`.
 
     python -m tests.coursework.answers   # judge them all, and write the table of the instructors' page
 """
 
+import ast
+import functools
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +19,7 @@ from vaecourse.coursework.oracle import TASKS
 
 FOLDER = Path(__file__).parent
 TABLE = ROOT / "book/coursework/answers.md"
-CELL = re.compile(r"^# %% (\w+): (.*)$", re.MULTILINE)
+CELL = re.compile(r"^# %% (\w+)(?:: (.*))?$", re.MULTILINE)
 
 
 class Answer(NamedTuple):
@@ -28,14 +31,89 @@ class Answer(NamedTuple):
     is_right: bool
 
 
+@functools.cache
 def answers() -> list[Answer]:
     """Return all answers."""
-    found = []
-    for path in sorted(FOLDER.glob("ps*_*.py")):
-        _, *parts = CELL.split(path.read_text("utf-8"))
-        is_right = path.stem.endswith("right")
-        found += [Answer(*cell, is_right) for cell in zip(parts[::3], parts[1::3], parts[2::3], strict=True)]
-    return found
+    paths = sorted(FOLDER.glob("ps*_*.py"))
+    parts = {path: CELL.split(path.read_text("utf-8"))[1:] for path in paths}
+    cells = [(path, *cell) for path in paths for cell in zip(*[iter(parts[path])] * 3, strict=True)]
+    bases = {task: source for _, task, label, source in cells if label is None}
+    return [
+        Answer(task, label, completed(source, bases[task]), path.stem.endswith("right"))
+        for path, task, label, source in cells
+        if label is not None
+    ]
+
+
+def completed(row: str, base: str) -> str:
+    """Return the source that a cell stands for.
+
+    * A cell with a function is whole, and one that ends by returning is the whole body.
+    * A dictionary says which parts of the base's text are others.
+    * Other statements take the place of those in which the base assigns to the same name, or stand
+      before the first one that needs them; a last expression is returned; what is not needed is left out.
+    """
+    tree = ast.parse(row)
+    if any(isinstance(node, ast.FunctionDef) for node in tree.body):
+        return row
+    last = tree.body[-1]
+    if isinstance(last, ast.Expr) and isinstance(last.value, ast.Dict):
+        return with_changes(base, ast.literal_eval(last.value))
+    function = ast.parse(base).body[0]
+    is_body = any(isinstance(node, ast.Return) for node in ast.walk(last))
+    function.body = tree.body if is_body else with_statements(function.body, tree.body)
+    return ast.unparse(ast.fix_missing_locations(function))
+
+
+def with_changes(text: str, changes: dict[str, str]) -> str:
+    """Return a text with parts replaced, each of which must be there once; new lines are indented alike."""
+    if wrong := [part for part in changes if text.count(part) != 1]:
+        raise ValueError(f"not once in the base: {wrong}")
+
+    def new(match: re.Match) -> str:
+        line = text[: match.start()].rpartition("\n")[2]
+        return changes[match[0]].replace("\n", "\n" + line[: len(line) - len(line.lstrip())])
+
+    return re.sub("|".join(map(re.escape, changes)), new, text)
+
+
+def names(node: ast.AST, context: type[ast.expr_context] = ast.expr_context) -> set[str]:
+    """Return the names in a statement: all, or those that it stores."""
+    found = [child for child in ast.walk(node) if isinstance(child, ast.Name)]
+    return {name.id for name in found if isinstance(name.ctx, context)}
+
+
+def with_statements(base: list[ast.stmt], row: list[ast.stmt]) -> list[ast.stmt]:
+    """Return the base's statements with those of a row among them, as `completed` says."""
+    *body, returned = base
+    if isinstance(row[-1], ast.Expr):
+        *row, last = row
+        returned = ast.Return(last.value)
+    place, is_last = len(body), True
+    for statement in reversed(row):
+        stored = names(statement, ast.Store)
+        old = [n for n, s in enumerate(body) if s not in row]
+        same = [n for n in old if target(body[n]) == target(statement) is not None]
+        if same:
+            body[same[0] : same[0] + 1], place = [statement], same[0]
+        else:
+            # behind what it needs, before what needs it, and before the next of the row
+            start = max([n + 1 for n in old if names(body[n], ast.Store) & names(statement)], default=0)
+            users = [n for n in range(start, len(body)) if names(body[n]) & stored]
+            place = min([place, *users]) if stored or not is_last else 0
+            body.insert(place, statement)
+        is_last = False
+    kept, needed = [returned], names(returned)
+    for statement in reversed(body):
+        if statement in row or not isinstance(statement, ast.Assign) or names(statement, ast.Store) & needed:
+            kept.insert(0, statement)
+            needed |= names(statement)
+    return kept
+
+
+def target(statement: ast.stmt) -> str | None:
+    """Return what an assignment assigns to."""
+    return ast.unparse(statement.targets[0]) if isinstance(statement, ast.Assign) else None
 
 
 def code_cell(source: str, grade_id: str | None = None) -> Cell:

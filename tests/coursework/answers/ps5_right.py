@@ -1,20 +1,14 @@
 # Right answers to problem set 5, each written differently: every one must earn full marks.
-import math
-
-import torch
-import torch.nn.functional as F
-from torch.distributions import Independent, Normal, kl_divergence
-
+# ruff: noqa: F706, F821
 
 # %% train_step: gradients set to zeros right before backward, the loss copied first
-def train_step(model, batch, optimizer, device):
-    x = batch.to(device, non_blocking=True)
-    loss = model(x)
-    before = loss.detach().clone()
-    optimizer.zero_grad(set_to_none=False)
-    loss.backward()
-    optimizer.step()
-    return before
+x = batch.to(device, non_blocking=True)
+loss = model(x)
+before = loss.detach().clone()
+optimizer.zero_grad(set_to_none=False)
+loss.backward()
+optimizer.step()
+return before
 
 
 # %% train_step: a closure, which the optimizer calls
@@ -31,153 +25,115 @@ def train_step(model, batch, optimizer, device):
 
 
 # %% train_step: gradients from torch.autograd.grad put in place of the old ones
-def train_step(model, batch, optimizer, device):
-    loss = model(batch.to(device))
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient
-    optimizer.step()
-    return loss.detach()
-
+loss = model(batch.to(device))
+parameters = [p for group in optimizer.param_groups for p in group["params"]]
+for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+    parameter.grad = gradient
+optimizer.step()
+return loss.detach()
 
 # %% train_step: the model's zero_grad at both ends, gradients switched on explicitly
-def train_step(model, batch, optimizer, device):
-    model.zero_grad()
-    with torch.enable_grad():
-        loss = model(torch.as_tensor(batch, device=device))
-        loss.sum().backward()
-    optimizer.step()
-    model.zero_grad()
-    return loss.data
-
+model.zero_grad()
+with torch.enable_grad():
+    loss = model(torch.as_tensor(batch, device=device))
+    loss.sum().backward()
+optimizer.step()
+model.zero_grad()
+return loss.data
 
 # %% train_step: the batch copied into a new tensor on the device, old gradients removed by hand
-def train_step(model, batch, optimizer, device):
-    x = torch.empty_like(batch, device=device).copy_(batch)
-    for parameter in model.parameters():
-        parameter.grad = None
-    loss = model(x)
-    loss.backward()
-    optimizer.step()
-    with torch.no_grad():
-        return loss * 1
-
+x = torch.empty_like(batch, device=device).copy_(batch)
+for parameter in model.parameters():
+    parameter.grad = None
+loss = model(x)
+loss.backward()
+optimizer.step()
+with torch.no_grad():
+    return loss * 1
 
 # %% epoch_indices: the order in which uniform numbers are sorted
-def epoch_indices(num_examples, batch_size, generator, device):
-    keys = torch.rand(num_examples, generator=generator, dtype=torch.float64, device=generator.device)
-    full = num_examples - num_examples % batch_size
-    return keys.argsort()[:full].view(-1, batch_size).to(device)
-
+keys = torch.rand(num_examples, generator=generator, dtype=torch.float64, device=generator.device)
+full = num_examples - num_examples % batch_size
+return keys.argsort()[:full].view(-1, batch_size).to(device)
 
 # %% epoch_indices: a draw without replacement of as many as are needed
-def epoch_indices(num_examples, batch_size, generator, device):
-    num_batches = num_examples // batch_size
-    weights = torch.ones(num_examples, device=generator.device)
-    drawn = torch.multinomial(weights, num_batches * batch_size, replacement=False, generator=generator)
-    return torch.reshape(drawn, (num_batches, batch_size)).to(device=device)
-
+num_batches = num_examples // batch_size
+weights = torch.ones(num_examples, device=generator.device)
+drawn = torch.multinomial(weights, num_batches * batch_size, replacement=False, generator=generator)
+return torch.reshape(drawn, (num_batches, batch_size)).to(device=device)
 
 # %% epoch_indices: the permutation is moved first, then cut and shaped in two steps
-def epoch_indices(num_examples, batch_size, generator, device):
-    order = torch.empty(num_examples, dtype=torch.int64, device=generator.device)
-    torch.randperm(num_examples, generator=generator, out=order)
-    order = order.to(device)
-    return order.narrow(0, 0, batch_size * (num_examples // batch_size)).unflatten(0, (-1, batch_size))
-
+order = torch.empty(num_examples, dtype=torch.int64, device=generator.device)
+torch.randperm(num_examples, generator=generator, out=order)
+order = order.to(device)
+return order.narrow(0, 0, batch_size * (num_examples // batch_size)).unflatten(0, (-1, batch_size))
 
 # %% epoch_indices: one row for each chunk, without the last incomplete one
-def epoch_indices(num_examples, batch_size, generator, device):
-    order = torch.randperm(num_examples, generator=generator, device=generator.device)
-    rows = order.split(batch_size)
-    return torch.stack(rows[: num_examples // batch_size]).to(device)
-
+order = torch.randperm(num_examples, generator=generator, device=generator.device)
+rows = order.split(batch_size)
+return torch.stack(rows[: num_examples // batch_size]).to(device)
 
 # %% epoch_indices: windows of the permutation, which do not overlap
-def epoch_indices(num_examples, batch_size, generator, device):
-    order = torch.randperm(num_examples, generator=generator)
-    return order.unfold(0, batch_size, batch_size).contiguous().to(device, torch.long)
-
+order = torch.randperm(num_examples, generator=generator)
+return order.unfold(0, batch_size, batch_size).contiguous().to(device, torch.long)
 
 # %% epoch_indices: batch by batch, stacked
-def epoch_indices(num_examples, batch_size, generator, device):
-    order = torch.randperm(num_examples, generator=generator, device=generator.device)
-    batches = range(num_examples // batch_size)
-    return torch.stack([order[i * batch_size : (i + 1) * batch_size] for i in batches]).to(device)
-
+order = torch.randperm(num_examples, generator=generator, device=generator.device)
+batches = range(num_examples // batch_size)
+return torch.stack([order[i * batch_size : (i + 1) * batch_size] for i in batches]).to(device)
 
 # %% epoch_indices: a table that is filled batch by batch
-def epoch_indices(num_examples, batch_size, generator, device):
-    order = torch.randperm(num_examples, generator=generator, device=generator.device)
-    table = torch.empty(num_examples // batch_size, batch_size, dtype=torch.int64)
-    for row in range(len(table)):
-        start = row * batch_size
-        table[row] = order[start : start + batch_size]
-    return table.to(device)
-
+order = torch.randperm(num_examples, generator=generator, device=generator.device)
+table = torch.empty(num_examples // batch_size, batch_size, dtype=torch.int64)
+for row in range(len(table)):
+    start = row * batch_size
+    table[row] = order[start : start + batch_size]
+return table.to(device)
 
 # %% kl_in_float32: torch.distributions, of inputs that were cast first
-def kl_in_float32(loc, log_scale):
-    posterior = Normal(loc.float(), log_scale.float().exp())
-    return kl_divergence(posterior, Normal(0.0, 1.0)).sum(-1)
-
+posterior = Normal(loc.float(), log_scale.float().exp())
+return kl_divergence(posterior, Normal(0.0, 1.0)).sum(-1)
 
 # %% kl_in_float32: autocast switched off, then any formula is safe, a product too
-def kl_in_float32(loc, log_scale):
-    with torch.autocast(loc.device.type, enabled=False):
-        loc, log_scale = loc.to(torch.float32), log_scale.to(torch.float32)
-        squares = torch.einsum("bk,bk->b", loc, loc)
-        return 0.5 * (squares + (torch.exp(2 * log_scale) - 1 - 2 * log_scale).sum(1))
-
+with torch.autocast(loc.device.type, enabled=False):
+    loc, log_scale = loc.to(torch.float32), log_scale.to(torch.float32)
+    squares = torch.einsum("bk,bk->b", loc, loc)
+    return 0.5 * (squares + (torch.exp(2 * log_scale) - 1 - 2 * log_scale).sum(1))
 
 # %% kl_in_float32: one example at a time, stacked
-def kl_in_float32(loc, log_scale):
-    values = []
-    for m, s in zip(loc.float(), log_scale.float(), strict=True):
-        variance = s.exp() ** 2
-        squares = F.mse_loss(m, torch.zeros_like(m), reduction="none")
-        values.append(torch.sum(0.5 * (squares + variance - 1) - s))
-    return torch.stack(values)
-
+values = []
+for m, s in zip(loc.float(), log_scale.float(), strict=True):
+    variance = s.exp() ** 2
+    squares = F.mse_loss(m, torch.zeros_like(m), reduction="none")
+    values.append(torch.sum(0.5 * (squares + variance - 1) - s))
+return torch.stack(values)
 
 # %% kl_in_float32: independent Gaussians, with the prior's parameters as tensors
-def kl_in_float32(loc, log_scale):
-    loc, log_scale = loc.float(), log_scale.float()
-    prior = Independent(Normal(torch.zeros_like(loc), torch.ones_like(loc)), 1)
-    return kl_divergence(Independent(Normal(loc, log_scale.exp()), 1), prior)
-
+loc, log_scale = loc.float(), log_scale.float()
+prior = Independent(Normal(torch.zeros_like(loc), torch.ones_like(loc)), 1)
+return kl_divergence(Independent(Normal(loc, log_scale.exp()), 1), prior)
 
 # %% kl_in_float32: cast to float32, combined in float64, put out in float32
-def kl_in_float32(loc, log_scale):
-    loc, log_scale = loc.float().double(), log_scale.float().double()
-    kl = (loc.square() + torch.exp(2 * log_scale)).div(2).sub(0.5).sub(log_scale)
-    return kl.sum(dim=1).to(torch.float32)
-
+loc, log_scale = loc.float().double(), log_scale.float().double()
+kl = (loc.square() + torch.exp(2 * log_scale)).div(2).sub(0.5).sub(log_scale)
+return kl.sum(dim=1).to(torch.float32)
 
 # %% ddp_equivalent_learning_rate: two cases
-def ddp_equivalent_learning_rate(learning_rate, world_size, loss_reduction):
-    if loss_reduction == "mean":
-        return learning_rate
-    return learning_rate * world_size
-
+if loss_reduction == "mean":
+    return learning_rate
+return learning_rate * world_size
 
 # %% ddp_equivalent_learning_rate: logarithms
-def ddp_equivalent_learning_rate(learning_rate, world_size, loss_reduction):
-    return math.exp(math.log(learning_rate) + {"mean": 0, "sum": 1}[loss_reduction] * math.log(world_size))
-
+math.exp(math.log(learning_rate) + {"mean": 0, "sum": 1}[loss_reduction] * math.log(world_size))
 
 # %% ddp_equivalent_learning_rate: a tensor without dimensions
-def ddp_equivalent_learning_rate(learning_rate, world_size, loss_reduction):
-    shrunk = {"mean": 1.0, "sum": 1.0 / world_size}[loss_reduction]
-    return torch.tensor(learning_rate, dtype=torch.float64) / shrunk
-
+shrunk = {"mean": 1.0, "sum": 1.0 / world_size}[loss_reduction]
+return torch.tensor(learning_rate, dtype=torch.float64) / shrunk
 
 # %% ddp_equivalent_learning_rate: measured, with one example for each process and DDP imitated
-def ddp_equivalent_learning_rate(learning_rate, world_size, loss_reduction):
-    gradients = torch.arange(1.0, world_size + 1, dtype=torch.float64)
-    alone = gradients.sum() if loss_reduction == "sum" else gradients.mean()
-    return (learning_rate * alone / gradients.mean()).item()
-
+gradients = torch.arange(1.0, world_size + 1, dtype=torch.float64)
+alone = gradients.sum() if loss_reduction == "sum" else gradients.mean()
+return (learning_rate * alone / gradients.mean()).item()
 
 # %% save_state: a class of its own, pickled to a file aside
 import dataclasses
