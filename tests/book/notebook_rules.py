@@ -55,7 +55,7 @@ CLOSING = re.compile(r"\$\$\s*\(([^()]*)\)$")  # of a labelled equation
 SLUG = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 RANDOM_ID = re.compile(r"[0-9a-f]{8,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 DECIMAL = re.compile(
-    r"(?<![\w.])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*(?:e[+-]?\d+)?|e[+-]?\d+)(?![\w.]*\.\d)", re.IGNORECASE
+    r"(?i)(?<![\w.])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*(?:e[+-]?\d+)?|e[+-]?\d+)(?![\w.]*\.\d)"
 )
 FORBIDDEN = {
     r"\bos\.(environ|getenv)\b": "reads the environment",
@@ -64,13 +64,12 @@ FORBIDDEN = {
     r"\ballow_errors\b": "allows errors",
 }
 NAMES_THE_MEDIUM = re.compile(
-    r"(an?|the)?\s*(figure|image|picture|plot|graph|chart)s?\s+(showing|shows|of|with)\b", re.IGNORECASE
+    r"(?i)(an?|the)?\s*(figure|image|picture|plot|graph|chart)s?\s+(showing|shows|of|with)\b"
 )
 
 # A full stop, a blank and a capital, where the word before the stop is no abbreviation.
 ABBREVIATION = re.compile(
-    r"\b(e\.g|i\.e|i\.i\.d|w\.r\.t|cf|vs|approx|resp|al|Eqs?|Figs?|Secs?|Chs?|App|Dr|Prof|Mr|Ms|St)\.",
-    re.IGNORECASE,
+    r"(?i)\b(e\.g|i\.e|i\.i\.d|w\.r\.t|cf|vs|approx|resp|al|Eqs?|Figs?|Secs?|Chs?|App|Dr|Prof|Mr|Ms|St)\."
 )
 BOUNDARY = re.compile(r"""(?:[a-z0-9)\]"'”’»$`*_%]|[A-Z]{2})[.?!]+["'”’»)]*\s+["'“‘«(\[*_]*[A-Z]""")
 
@@ -108,9 +107,7 @@ def scan(text: str) -> Markdown:
                 fence = ""
             elif directive == "{math}" and (option := re.match(r":label:\s*(\S+)", bare)):
                 found.labels.append(option[1])
-                problem(
-                    f"equation {option[1]} is a math directive; write $$ on its own line … $$ ({option[1]})"
-                )
+                problem(f"equation {option[1]} is a math directive; write $$ on a line … $$ ({option[1]})")
         elif in_math:
             if "$$" in bare:
                 in_math = False
@@ -131,9 +128,7 @@ def scan(text: str) -> Markdown:
                 in_math, opened_well = True, not rest
             elif label := CLOSING.search(rest):
                 found.labels.append(label[1])
-                problem(
-                    f"equation {label[1]} stands on one line; put $$ and $$ ({label[1]}) on their own lines"
-                )
+                problem(f"equation {label[1]} stands on one line; put $$ and $$ ({label[1]}) on their own")
         elif re.match(r"\\begin\{|\\\[", bare):
             problem(f"display mathematics begins with {bare!r}; put $$ on its own line around it")
         else:
@@ -414,11 +409,10 @@ def check_notebook(nb: NotebookNode) -> Iterator[tuple[str, str]]:
         yield "setup", "the first code cell is not the canonical one, untagged, with id setup; run --fix"
     yield from check_parameters(code)
     lengths = [sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in code]
-    if lengths and statistics.median(lengths) > MAX_MEDIAN_LINES:
-        median = f"{statistics.median(lengths):g}"
+    if code and (median := statistics.median(lengths)) > MAX_MEDIAN_LINES:
         yield (
             "notebook",
-            f"has code cells of median {median} lines; split some, {MAX_MEDIAN_LINES} is the limit",
+            f"has code cells of median {median:g} lines; split some, {MAX_MEDIAN_LINES} are allowed",
         )
 
 
@@ -477,9 +471,7 @@ def normal_form(text: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status is 1 when violations remain."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.book.notebook_rules", description="Check notebooks."
-    )
+    parser = argparse.ArgumentParser(description="Check notebooks.")
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH")
     parser.add_argument("--fix", action="store_true", help="write the normal form first")
     parser.add_argument("--execute", action="store_true", help="also run, and store what check cells show")

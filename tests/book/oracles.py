@@ -46,3 +46,11 @@ def assert_mean_is(draws: Tensor, expected: float, num_errors: float = 4.5) -> N
     """Fail where the mean is further from what is expected than so many of its standard errors."""
     error = draws.std().item() / math.sqrt(len(draws))
     assert abs(draws.mean().item() - expected) < num_errors * error, (draws.mean(), expected, error)
+
+
+def descend(optimizer: torch.optim.Optimizer, loss_at: Callable[[int], Tensor], num_steps: int) -> None:
+    """Take steps on the losses of their numbers."""
+    for step in range(num_steps):
+        optimizer.zero_grad()
+        loss_at(step).backward()
+        optimizer.step()

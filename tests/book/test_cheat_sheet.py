@@ -62,11 +62,8 @@ def weights(loss_fn, family: str, sizes: dict[str, float]) -> tuple[float, float
     numbers = generator()
     y, x, mu, logvar = (torch.randn(sizes["B"], sizes[size], generator=numbers).double() for size in "DDKK")
     x = x.sigmoid()
-    error = {
-        "gaussian": (y - x).square().sum(1),
-        "laplace": (y - x).abs().sum(1),
-        "bernoulli": bernoulli_nll(x, y),
-    }[family]
+    sq, ab, bce = (y - x).square(), (y - x).abs(), bernoulli_nll(x, y)[:, None]
+    error = {"gaussian": sq, "laplace": ab, "bernoulli": bce}[family].sum(1)
     at_prior = loss_fn(y, x, torch.zeros_like(mu), torch.zeros_like(logvar))
     kl = kl_standard_normal(mu, logvar / 2)
     return float(at_prior / error.mean()), float((loss_fn(y, x, mu, logvar) - at_prior) / kl.mean())
@@ -135,9 +132,7 @@ def test_spectrum_of_mnist(mnist_spectrum):
 def test_entropies_of_mnist(mnist_train):
     entropies = stats.bernoulli.entropy(np.arange(256) / 255)  # of a pixel, by its level
     sets = mnist_train, mnist("test")[0]
-    check_printed(
-        "$H(x)$", *(images.flatten().bincount().numpy() @ entropies / len(images) for images in sets)
-    )
+    check_printed("$H(x)$", *(x.flatten().bincount().numpy() @ entropies / len(x) for x in sets))
     mean = mnist_train.sum(0).double().flatten() / (255 * len(mnist_train))
     inked = mean[mean > 0][None]
     check_printed("BCE of the mean image", bernoulli_nll(inked, inked.logit()))

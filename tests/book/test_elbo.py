@@ -445,15 +445,6 @@ def test_exercise_two_meanings_of_the_log_variance_can_exceed_the_log_evidence(d
     assert sum_of_both > model.log_likelihood(digits_x).mean() + 0.5
 
 
-@pytest.mark.parametrize(("ratio", "is_finite"), [(0.75, True), (0.65, False)])
-def test_exercise_narrow_proposals_have_weights_of_infinite_variance(ratio, is_finite):
-    def square(z: float) -> float:  # weight squared times q, with p = N(0, 1) and q = N(0, ratio**2)
-        return math.exp(2 * stats.norm.logpdf(z) - stats.norm.logpdf(z, 0, ratio))
-
-    near, far = (integrate.quad(square, -reach, reach, limit=200)[0] for reach in (10, 20))
-    assert (far / near < 1.01) == is_finite
-
-
 def test_single_draws_of_a_divergence_may_be_negative():
     draws = kl_monte_carlo(column(0.7), column(0.4).log(), num_samples=400_000, generator=generator())
     # log q < log p where (z - 0.7)^2 / 0.16 - z^2 > -2 log 0.4, outside the two roots of a quadratic

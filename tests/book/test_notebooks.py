@@ -152,9 +152,9 @@ BROKEN = {
         *map(set_id, ["1f0e9a2b", "a1f0e9b2", "bc8a3c6e-1f6d-4c3a-9a51-0d3f2b7c9e10", "plot_line"])
     ],
     "foreign metadata collapsed": [lambda nb: nb.cells[0].metadata.update(collapsed=True)],
-    "has the tag slide": [add_code("_ = 1", "slide")],
-    "has the tag remove-cell": [add_code("_ = 1", "remove-cell")],
-    "has the tag raises-exception": [add_code("_ = 1", "raises-exception")],
+    "has the tag raises-exception, remove-cell, slide": [
+        add_code("_ = 1", "slide", "remove-cell", "raises-exception")
+    ],
     "has 0 cells tagged parameters": [lambda nb: nb.cells.remove(cell(nb, "parameters"))],
     "has 2 cells tagged parameters": [add_code("more = 1", "parameters")],
     "more than `name = literal`": [
@@ -241,14 +241,10 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        pytest.param(change, message, id=f"{message}-{number}")
-        for message, changes in BROKEN.items()
-        for number, change in enumerate(changes, 1)
-    ],
-)
+CASES = [(change, message) for message, changes in BROKEN.items() for change in changes]
+
+
+@pytest.mark.parametrize(("change", "message"), CASES)
 def test_rules_report_a_broken_notebook(change, message, tmp_path):
     nb = sample()
     change(nb)

@@ -9,8 +9,9 @@ import torch
 from scipy import integrate, optimize, stats
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
+from torch.optim import SGD, Adam
 
-from tests.book.oracles import F64, assert_mean_is, column, flat, generator, gradient, smallest
+from tests.book.oracles import F64, assert_mean_is, column, descend, flat, generator, gradient, smallest
 from vaecourse.densities import gaussian_nll
 from vaecourse.likelihoods import GaussianLikelihood
 from vaecourse.models import GaussianRegressor, mlp
@@ -41,6 +42,10 @@ def total_nll(model: GaussianRegressor) -> Tensor:
 
 def sum_of_squares(model: nn.Module) -> Tensor:
     return (model(X) - Y).square().sum()
+
+
+def scaled_mean_of_squares(model: nn.Module) -> Tensor:
+    return N * D * nn.functional.mse_loss(model(X), Y)
 
 
 def density(x: float, loc: float, scale: float) -> float:
@@ -79,11 +84,7 @@ def test_misplaced_parentheses_give_no_density():
 
 @pytest.mark.equation("eq-gaussian-nll", "eq-nll-mse", "eq-gradient-identity")
 @SCALES
-@pytest.mark.parametrize(
-    "error_of",
-    [sum_of_squares, lambda model: N * D * nn.functional.mse_loss(model(X), Y)],
-    ids=["sum", "mean"],
-)
+@pytest.mark.parametrize("error_of", [sum_of_squares, scaled_mean_of_squares])
 def test_gaussian_nll_is_scaled_squared_error_plus_constant_and_so_is_its_gradient(scale, error_of):
     model = regressor(scale)
     nll, scaled = total_nll(model), error_of(model) / (2 * scale**2)
@@ -155,11 +156,7 @@ def test_error_of_a_sample_exceeds_error_of_the_mean_by_its_variance(scale):
 def train(model: nn.Module, loss_of, kind: type[torch.optim.Optimizer], **options: float) -> Tensor:
     """Return the weights after 25 steps of a copy of the model."""
     model = copy.deepcopy(model)
-    optimizer = kind(model.parameters(), **options)
-    for _ in range(25):
-        optimizer.zero_grad()
-        loss_of(model).backward()
-        optimizer.step()
+    descend(kind(model.parameters(), **options), lambda _: loss_of(model), 25)
     return flat(model)
 
 
@@ -168,18 +165,15 @@ def train(model: nn.Module, loss_of, kind: type[torch.optim.Optimizer], **option
 @pytest.mark.parametrize("scale", [0.3, 5.0])
 def test_sgd_on_nll_takes_the_steps_of_sgd_on_squared_error(scale, momentum):
     model = regressor(scale)
-    ours = train(model, total_nll, torch.optim.SGD, lr=2 * scale**2 * 1e-3, momentum=momentum)
-    theirs = train(model, sum_of_squares, torch.optim.SGD, lr=1e-3, momentum=momentum)
+    ours = train(model, total_nll, SGD, lr=2 * scale**2 * 1e-3, momentum=momentum)
+    theirs = train(model, sum_of_squares, SGD, lr=1e-3, momentum=momentum)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
     assert (ours - flat(model)).abs().max() > 0.1  # and they went somewhere
 
 
 @pytest.mark.parametrize(("eps", "agrees"), [(1e-14, True), (1e-2, False)], ids=["tiny", "large"])
 def test_adam_ignores_a_factor_only_as_its_eps_vanishes(eps, agrees):
-    ours, theirs = (
-        train(regressor(5.0), loss_of, torch.optim.Adam, lr=1e-2, eps=eps)
-        for loss_of in (total_nll, sum_of_squares)
-    )
+    ours, theirs = (train(regressor(5.0), f, Adam, lr=1e-2, eps=eps) for f in (total_nll, sum_of_squares))
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-8) == agrees
 
 

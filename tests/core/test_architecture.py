@@ -38,11 +38,7 @@ def lint(root: Path) -> subprocess.CompletedProcess:
         ("extra", "", "Imports point only downwards"),
         ("training/loop", "from vaecourse.objectives import negative_elbo", "Training does not know"),
         ("diagnosis/reading", "from vaecourse import objectives", "Diagnosis knows nothing"),
-        (
-            "coursework/oracle",
-            "from vaecourse.densities import gaussian_nll",
-            "Of coursework, only",
-        ),
+        ("coursework/oracle", "from vaecourse.densities import gaussian_nll", "Of coursework, only"),
         ("coursework/box/runner", "from vaecourse.coursework import oracle", "What runs beside student code"),
         ("densities", "import numpy", "The mathematics needs torch"),
         ("plotting", "import torch.nn", "Plotting receives arrays"),
@@ -65,13 +61,11 @@ def test_contracts_hold_for_the_package(copied):
     assert lint(copied).returncode == 0
 
 
-@pytest.mark.parametrize(
-    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
-)
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_module_is_small_and_has_a_name_that_says_something(path):
     assert len(path.read_text("utf-8").splitlines()) <= MAX_LINES
     names = {part.removesuffix(".py") for part in path.relative_to(PACKAGE).parts}
-    assert not names & FORBIDDEN_NAMES and not [name for name in names if name.endswith("_old")]
+    assert not names & FORBIDDEN_NAMES and not any(name.endswith("_old") for name in names)
 
 
 def test_importing_the_package_is_light():

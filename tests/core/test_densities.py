@@ -396,7 +396,6 @@ def test_density_agrees_on_cpu_and_gpu(density, accelerator):
 
 # --- bad input -------------------------------------------------------------------------------------------
 
-
 ZEROS = torch.zeros(2, 1)
 INTEGERS = [torch.uint8, torch.int64, torch.bool, torch.complex64]
 NONFINITE = [torch.tensor([[0.0], [bad]]) for bad in (math.nan, math.inf, -math.inf)]
@@ -512,8 +511,7 @@ def every_float32(largest: float, chunk: int = 1 << 24):
     last = int(np.float32(largest).view(np.uint32))
     for start in range(0, last + 1, chunk):
         positive = np.arange(start, min(start + chunk, last + 1), dtype=np.uint32).view(np.float32)
-        yield positive
-        yield -positive
+        yield from (positive, -positive)
 
 
 def log_normalizer_in_float64(a: np.ndarray) -> np.ndarray:

@@ -216,9 +216,8 @@ def test_beta_and_variance_enter_the_weights_through_their_product(digits_x):
     """(s2, beta) = (0.1, 5) and (0.5, 1): the same decoder and posterior, hence not identifiable."""
     first = LinearVAE.from_ppca(digits_x, 5, scale=0.1**0.5, beta=5.0)
     second = LinearVAE.from_ppca(digits_x, 5, scale=0.5**0.5)
-    for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
-        # 1e-16 under a square root, where norms are 0
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
+    # 1e-16 under a square root, where norms are 0
+    torch.testing.assert_close([*first.parameters()], [*second.parameters()], rtol=0, atol=1e-7)
     assert first.encoder.log_scale.detach().exp().square()[0].item() == pytest.approx(0.715454, abs=5e-6)
     evidence = [model.log_likelihood(digits_x[:9]) for model in (first, second)]
     assert not torch.allclose(*evidence, rtol=0.1)
@@ -243,7 +242,10 @@ def test_from_ppca_aggregate_posterior_has_unit_variance(digits_x):
 
 # --- probabilistic PCA on MNIST --------------------------------------------------------------------------
 
+ONE_WORKER = pytest.mark.xdist_group("mnist")  # the spectrum takes seconds
 
+
+@ONE_WORKER
 def test_mnist_spectrum_matches_known_values(mnist_spectrum, mnist_train):
     eigenvalues = mnist_spectrum.eigenvalues
     known = [5.1168, 3.7413, 3.2527, 2.8416, 2.5671, 2.2736, 1.7251, 1.5205, 1.4563, 1.2427, 1.1121, 1.0666]
@@ -252,6 +254,7 @@ def test_mnist_spectrum_matches_known_values(mnist_spectrum, mnist_train):
     assert (mnist_train.amax(0) == mnist_train.amin(0)).sum() == 67
 
 
+@ONE_WORKER
 @pytest.mark.equation("eq-active-latents")
 @pytest.mark.parametrize(
     ("variance", "count"),
@@ -265,6 +268,7 @@ def test_active_latents_of_mnist_are_eigenvalues_above_the_variance(mnist_spectr
     assert (squared_column_norms(model) > 0).sum() == count
 
 
+@ONE_WORKER
 @pytest.mark.equation("eq-ppca-variance")
 @pytest.mark.equation("eq-ppca-likelihood")
 @pytest.mark.parametrize(

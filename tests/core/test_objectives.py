@@ -20,7 +20,7 @@ from vaecourse.objectives import (
 )
 
 
-def within_standard_errors(draws: Tensor, expected: Tensor, count: float = 4.5) -> bool:
+def within_standard_errors(draws: Tensor, expected: Tensor | float, count: float = 4.5) -> bool:
     error = draws.std(0) / len(draws) ** 0.5
     return bool(((draws.mean(0) - expected).abs() <= count * error).all())
 
@@ -113,14 +113,18 @@ def test_elbo_gap_is_zero_and_importance_weights_are_constant_for_the_exact_post
     torch.testing.assert_close(log_weights, model.log_likelihood(x).expand(9, 6))
 
 
+def expected_log_weights(model, x: Tensor, num_samples: int) -> Tensor:
+    loc, log_scale = (part.to(x.dtype) for part in model.encode(x))
+    q, prior = distributions.Normal(loc, log_scale.exp()), distributions.Normal(0.0, 1.0)
+    eps = torch.randn((num_samples, *loc.shape), dtype=x.dtype, generator=generator())
+    z = loc + log_scale.exp() * eps
+    return (prior.log_prob(z) - q.log_prob(z)).sum(-1) - model.likelihood.nll(x, model.decode(z))
+
+
 def test_log_importance_weights_matches_torch_distributions():
     model, x = linear_vae(), data(4, 5)
     log_weights = log_importance_weights(model, x, num_samples=3, generator=generator())
-    loc, log_scale = model.encode(x)
-    z = loc + log_scale.exp() * torch.randn(3, 4, 2, dtype=F64, generator=generator())
-    prior, likelihood = distributions.Normal(0.0, 1.0), distributions.Normal(model.decode(z), 0.6)
-    expected = likelihood.log_prob(x).sum(-1) + prior.log_prob(z).sum(-1) - model.posterior(x).log_prob(z)
-    torch.testing.assert_close(log_weights, expected)
+    torch.testing.assert_close(log_weights, expected_log_weights(model, x, 3))
 
 
 def test_mean_importance_weight_is_unbiased():
@@ -184,26 +188,16 @@ def test_importance_weighted_bound_bounds_log_evidence_and_rises_with_samples():
 # --- reparameterisation ----------------------------------------------------------------------------------
 
 
-class SquareLatent:
-    """A model whose "nll" is z^2, so that every gradient is known: E z^2 = loc^2 + scale^2."""
-
-    likelihood = SimpleNamespace(nll=lambda x, params: params.square().sum(-1))
-
-    def __init__(self, loc: float, scale: float, num_examples: int) -> None:
-        self.codes = tuple(one(v).repeat(num_examples, 1).requires_grad_() for v in (loc, math.log(scale)))
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.codes
-
-    def decode(self, z: Tensor) -> Tensor:
-        return z
-
-
 def gradient_draws(loc: float, scale: float, count: int) -> tuple[Tensor, Tensor]:
-    """Single-sample gradients of E z^2 with respect to loc and log_scale, one for each row of a batch."""
-    model = SquareLatent(loc, scale, count)
+    """Single-sample gradients of E z^2 with respect to loc and log_scale, one for each row of a batch.
+
+    The model's "nll" is z^2, so that every gradient is known: E z^2 = loc^2 + scale^2.
+    """
+    codes = tuple(one(code).repeat(count, 1).requires_grad_() for code in (loc, math.log(scale)))
+    square = SimpleNamespace(nll=lambda x, params: params.square().sum(-1))
+    model = SimpleNamespace(likelihood=square, encode=lambda x: codes, decode=lambda z: z)
     nll = elbo_terms(model, torch.zeros(count, 1), generator=generator()).nll.sum()
-    by_loc, by_log_scale = torch.autograd.grad(nll, model.codes)
+    by_loc, by_log_scale = torch.autograd.grad(nll, codes)
     return by_loc[:, 0], by_log_scale[:, 0]
 
 
@@ -211,8 +205,8 @@ def gradient_draws(loc: float, scale: float, count: int) -> tuple[Tensor, Tensor
 def test_reparameterised_gradient_matches_analytic_gradient():
     loc, scale = 0.7, 0.4
     by_loc, by_log_scale = gradient_draws(loc, scale, 200_000)
-    assert within_standard_errors(by_loc, torch.tensor(2 * loc, dtype=F64))
-    assert within_standard_errors(by_log_scale, torch.tensor(2 * scale**2, dtype=F64))
+    assert within_standard_errors(by_loc, 2 * loc)
+    assert within_standard_errors(by_log_scale, 2 * scale**2)
 
 
 def test_score_function_gradient_has_same_mean_but_larger_variance():
@@ -220,7 +214,7 @@ def test_score_function_gradient_has_same_mean_but_larger_variance():
     eps = torch.randn(count, dtype=F64, generator=generator(1))
     score = (loc + scale * eps).square() * eps / scale  # f(z) d log q / d loc
     by_loc, _ = gradient_draws(loc, scale, count)
-    assert within_standard_errors(score, torch.tensor(2 * loc, dtype=F64))
+    assert within_standard_errors(score, 2 * loc)
     assert by_loc.var().item() == pytest.approx(4 * scale**2, rel=0.02)
     assert score.var() > 5 * by_loc.var()
 
@@ -263,34 +257,18 @@ def test_implied_variance_rejects_nonpositive_weight(which, bad):
 # --- bad input, compilation ------------------------------------------------------------------------------
 
 
-class Rounded(nn.Module):
-    """A model whose layers put out bf16, as under autocast; everything else is as it was."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.likelihood = model, model.likelihood
-
-    def encode(self, x):
-        return tuple(part.bfloat16() for part in self.model.encode(x))
-
-    def decode(self, z):
-        return self.model.decode(z.float()).bfloat16()
-
-
 def test_importance_weights_of_16_bit_codes_are_computed_in_float32():
     """Densities of prior and q nearly cancel; 16 bits would leave an error of some hundredths of a nat."""
     torch.manual_seed(0)
-    rounded = Rounded(mlp_vae(6, 50, hidden_dims=(5,)))
-    x = torch.rand(8, 6)
-    loc, log_scale = (part.float() for part in rounded.encode(x))
+    model, x = mlp_vae(6, 50, hidden_dims=(5,)), data(8, 6).float()
+    rounded = SimpleNamespace(  # layers put out bf16, as under autocast; everything else is as it was
+        likelihood=model.likelihood,
+        encode=lambda x: tuple(part.bfloat16() for part in model.encode(x)),
+        decode=lambda z: model.decode(z.float()).bfloat16(),
+    )
     log_weights = log_importance_weights(rounded, x, num_samples=20, generator=generator())
-    eps = torch.randn((20, *loc.shape), generator=generator())
-    z = loc + log_scale.exp() * eps
-    log_q = torch.distributions.Normal(loc, log_scale.exp()).log_prob(z).sum(-1)
-    log_prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
-    expected = log_prior - log_q - rounded.likelihood.nll(x, rounded.decode(z))
     assert log_weights.dtype == F32
-    torch.testing.assert_close(log_weights, expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(log_weights, expected_log_weights(rounded, x, 20), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("function", [elbo_terms, log_importance_weights, importance_weighted_bound])

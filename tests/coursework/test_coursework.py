@@ -10,11 +10,11 @@ import nbformat
 import pytest
 
 from tests.book.notebook_rules import REPOSITORY, ROOT, run_on_lines, scan
-from tests.coursework.answers import TABLE, answers, code_cell, table, verdict
+from tests.coursework.answers import TABLE, Answer, answers, bases, code_cell, completed, table, verdict
 from vaecourse.coursework.box.runner import notebook_module
 from vaecourse.coursework.grading import check_cells, tasks_of
 from vaecourse.coursework.intake import read_cells
-from vaecourse.coursework.oracle import SETUP, TASKS, Draw
+from vaecourse.coursework.oracle import SETUP, TASKS, Draw, told
 from vaecourse.coursework.release import release, source_notebooks, student_version
 
 SOURCE = ROOT / "book/coursework/source"
@@ -23,6 +23,7 @@ MIN_WRONG, MIN_RIGHT = 8, 3
 TOTAL_POINTS = 20
 
 each_set = pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
+each_task = pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 
 
 def entries(path):
@@ -44,11 +45,34 @@ def test_wrong_answers_are_refused_and_right_ones_accepted(answer):
     assert [v == "ok" for v in found] == [answer.is_right] * 2, found
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
-def test_each_task_has_enough_answers(task):
+@each_task
+def test_each_task_has_enough_answers_and_a_right_base(task):
     counts = Counter(answer.is_right for answer in answers() if answer.task == task.name)
     assert counts[False] >= MIN_WRONG
     assert counts[True] >= MIN_RIGHT
+    assert verdict(Answer(task.name, "base", bases()[task.name], True), seed=1) == "ok"
+
+
+BASE = "def f(x, k):\n    a = x + 1\n    b = a * k\n    return b"
+ROWS = {
+    "b - a": "def f(x, k):\n    a = x + 1\n    b = a * k\n    return b - a",
+    "x": "def f(x, k):\n    return x",
+    "a = x": "def f(x, k):\n    a = x\n    b = a * k\n    return b",
+    "x = 2 * x\nc = a - x\nc": "def f(x, k):\n    x = 2 * x\n    a = x + 1\n    c = a - x\n    return c",
+    "if x:\n    return k": "def f(x, k):\n    if x:\n        return k",
+    '{"b =": "k()\\nb =", "return b": ""}': "def f(x, k):\n    a = x + 1\n    k()\n    b = a * k",
+    "def f():\n    pass": "def f():\n    pass",
+}
+
+
+@pytest.mark.parametrize(("row", "source"), ROWS.items())
+def test_row_stands_for_a_source(row, source):
+    assert ast.dump(ast.parse(completed(row, BASE))) == ast.dump(ast.parse(source))
+
+
+def test_row_that_does_not_fit_its_base_is_refused():
+    with pytest.raises(ValueError, match="not once in the base"):
+        completed('{"a": "b"}', BASE)
 
 
 def test_no_answer_is_listed_twice_or_belongs_to_no_task():
@@ -62,11 +86,9 @@ def test_table_on_the_page_lists_every_answer_as_judged_rightly():
     assert TABLE.read_text("utf-8") == table(judged), "run python -m tests.coursework.answers"
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+@each_task
 def test_inputs_follow_the_seed(task):
-    first, again, other = (
-        json.dumps([check.call for check in task.checks(Draw(seed))]) for seed in (3, 3, 4)
-    )
+    first, again, other = (json.dumps(told(task.calls(task.checks(Draw(seed))))) for seed in (3, 3, 4))
     assert first == again != other
 
 

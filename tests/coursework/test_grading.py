@@ -5,11 +5,11 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tracemalloc
 import zipfile
-from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -30,9 +30,9 @@ from tests.coursework.attacks import (
     right_notebook,
     save,
     what_came,
+    with_wrong_bytes,
     zipped,
 )
-from tests.coursework.damage import noting, with_wrong_bytes
 from vaecourse.cli import main
 from vaecourse.coursework.box.watching import Limits
 from vaecourse.coursework.classes import grade_class, kept_grades
@@ -161,12 +161,10 @@ def test_mutated_files_never_raise_anything_else(name, whole, tmp_path):
     """A file is a notebook or has a reason; a damaged one does not end the grading of the others."""
     content = whole()
     file_of(content, name)({}, tmp_path / "ada/ps1")
-    rng, failures = random.Random(0), Counter()
+    rng = random.Random(0)
     for _ in range(1000):
         (tmp_path / "ada/ps1" / name).write_bytes(with_wrong_bytes(content, rng, 3))
-        with noting(failures):
-            read_submission(tmp_path, "ada", "ps1")
-    assert failures == {}
+        read_submission(tmp_path, "ada", "ps1")
 
 
 # Half of a surrogate pair can be said in JSON, but neither written nor printed.
@@ -341,25 +339,33 @@ def test_copies_for_the_formgrader_are_inert(everybody):
 # ---- what is kept ----
 
 
-def again(folder: Path):
-    return grade_class(folder / "submitted", folder / "out", SOURCE, jobs=1, limits=FORGING_LIMITS)
+@pytest.fixture
+def again(everybody):
+    """Return a function that grades a few of them once more, into the folder of everybody's grades."""
+    folder = everybody[0]
+    for name in ("0", "correct", "wrong"):
+        shutil.copytree(folder / "submitted" / name, folder / "few" / name, dirs_exist_ok=True)
+    return lambda: grade_class(folder / "few", folder / "out", SOURCE, jobs=1, limits=FORGING_LIMITS)
 
 
-def test_second_call_grades_only_what_has_changed(everybody):
+def test_second_call_grades_only_what_has_changed(everybody, again):
     folder, _ = everybody
-    submitted, out = folder / "submitted", folder / "out"
+    out = folder / "out"
     kept = [out / "grades.csv", *out.glob("results/*/*.json")]
     before = {path: path.read_bytes() for path in kept}
-    assert again(folder).num_new == 0
+    assert again().num_new == 0
     assert {path: path.read_bytes() for path in kept} == before
 
-    (submitted / "0/ps1/ps1.ipynb").write_bytes(b'{"nbformat": 4, "cells": []}')
+    (folder / "few/0/ps1/ps1.ipynb").write_bytes(b'{"nbformat": 4, "cells": []}')
     result_path(out, "wrong", "ps1").unlink()
-    third = again(folder)
+    third = again()
     assert third.num_new == 2
     found = {grades.student: what_came(grades) for grades in third.grades}
-    assert found["0"] == "error, 0 of 11 points"
-    assert found["wrong"] == "wrong, 2 of 11 points"
+    assert found == {
+        "0": "error, 0 of 11 points",
+        "correct": "11 of 11 points",
+        "wrong": "wrong, 2 of 11 points",
+    }
     assert list(out.rglob("*.tmp")) == []
 
 
@@ -372,7 +378,7 @@ def test_result_that_is_not_whole_is_made_again(kept, tmp_path):
     assert kept_grades(tmp_path / "out", read_submission(tmp_path, "ada", "ps1")) is None
 
 
-def test_marks_of_a_person_stay_and_are_shown(everybody):
+def test_marks_of_a_person_stay_and_are_shown(everybody, again):
     from nbgrader.api import Gradebook
 
     folder, _ = everybody
@@ -384,7 +390,7 @@ def test_marks_of_a_person_stay_and_are_shown(everybody):
         book.find_grade(*names).needs_manual_grade = False
         book.find_comment(*names).manual_comment = f"Good {SCRIPT}"
         book.db.commit()
-    again(folder)
+    again()
     with Gradebook(f"sqlite:///{folder / 'out/gradebook.db'}") as book:
         assert book.find_grade(*names).manual_score == 3.5
         assert not book.find_grade(*names).needs_manual_grade

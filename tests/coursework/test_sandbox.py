@@ -19,30 +19,13 @@ import pytest
 import tqdm
 
 from tests.book.notebook_rules import ROOT
-from tests.coursework.attacks import (
-    ATTACKS,
-    FORGING_LIMITS,
-    LIMITS,
-    PIPE,
-    SLOT,
-    SOURCE,
-    TABLE,
-    WRONG,
-    Attack,
-    adding,
-    graded,
-    of_kind,
-    outside,
-    right_notebook,
-    what_came,
-)
-from tests.coursework.damage import noting, with_wrong_bytes
+from tests.coursework import attacks
 from vaecourse.cli import main
 from vaecourse.coursework import grading
 from vaecourse.coursework.box import sandbox as boxes
 from vaecourse.coursework.box.filter import MACHINES, seccomp_filter
-from vaecourse.coursework.box.sandbox import FIRST_UID, Outcome, SandboxError, is_root, self_test
-from vaecourse.coursework.box.watching import MB
+from vaecourse.coursework.box.sandbox import FIRST_UID, SandboxError, is_root, self_test
+from vaecourse.coursework.box.watching import MB, Outcome
 from vaecourse.coursework.grading import grade_submission, tasks_of
 from vaecourse.coursework.intake import Submission
 from vaecourse.coursework.oracle import Draw
@@ -53,7 +36,7 @@ by_name = {"ids": lambda attack: attack.name}
 
 @pytest.fixture(scope="module")
 def world():
-    with outside() as found:
+    with attacks.outside() as found:
         yield found
 
 
@@ -62,7 +45,8 @@ def processes_of_the_box() -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["uids", "cmdline", "status"]):
         uids, words = process.info["uids"], process.info["cmdline"] or []
-        mine = uids is not None and uids.real == FIRST_UID + SLOT if is_root() else "box.runner" in words
+        is_uid = uids is not None and uids.real == FIRST_UID + attacks.SLOT
+        mine = is_uid if is_root() else "box.runner" in words
         if mine and process.info["status"] != psutil.STATUS_ZOMBIE:
             found.append(process)
     return found
@@ -78,13 +62,13 @@ def comes_true(condition, seconds: float) -> bool:
 # ---- hostile notebooks ----
 
 
-@pytest.mark.parametrize("attack", of_kind("hostile"), **by_name)
+@pytest.mark.parametrize("attack", attacks.of_kind("hostile"), **by_name)
 def test_hostile_notebook_is_contained(attack, sandbox, world):
     world.num_connections()
     start = time.monotonic()
-    grades = graded(attack, world)
-    assert time.monotonic() - start < LIMITS.wall + 2
-    assert what_came(grades) == attack.outcome, grades
+    grades = attacks.graded(attack, world)
+    assert time.monotonic() - start < attacks.LIMITS.wall + 2
+    assert attacks.what_came(grades) == attack.outcome, grades
     assert world.secret not in repr(grades)
     assert world.num_connections() == 0
     assert list((world.folder / "outside").iterdir()) == []
@@ -92,10 +76,10 @@ def test_hostile_notebook_is_contained(attack, sandbox, world):
     assert comes_true(lambda: not processes_of_the_box(), seconds=1)
 
 
-@pytest.mark.parametrize("attack", [a for a in of_kind("hostile") if a.is_harmless], **by_name)
+@pytest.mark.parametrize("attack", [a for a in attacks.of_kind("hostile") if a.is_harmless], **by_name)
 def test_the_same_attack_succeeds_without_a_box(attack, world):
     world.num_connections()
-    came = what_came(graded(attack, world, trusted=True))
+    came = attacks.what_came(attacks.graded(attack, world, trusted=True))
     assert came.startswith("Reached"), "a broken attack shows nothing"
     assert world.num_connections() == attack.name.startswith(("connect to this", "connect to an"))
     for path in (world.folder / "outside").iterdir():
@@ -106,7 +90,7 @@ def test_the_same_attack_succeeds_without_a_box(attack, world):
 def test_box_does_not_outlive_a_grader_that_is_killed(sandbox):
     """This also shows that processes of the box are found while there are some."""
     start = "from vaecourse.coursework.box.sandbox import run\n"
-    start += f"run([('cell', 'import time; time.sleep(60)')], slot={SLOT})"
+    start += f"run([('cell', 'import time; time.sleep(60)')], slot={attacks.SLOT})"
     with subprocess.Popen([sys.executable, "-c", start], cwd=ROOT) as grader:
         assert comes_true(processes_of_the_box, seconds=20)
         grader.kill()
@@ -119,7 +103,7 @@ def test_package_among_the_libraries_is_hidden_too(sandbox, monkeypatch):
     call = {"id": 0, "task": "", "group": "", "function": "is_there"}
     for package, is_there in ((boxes.PACKAGE, True), (Path(tqdm.__file__).parent, False)):
         monkeypatch.setattr(boxes, "PACKAGE", package)
-        outcome = boxes.run([cell], [call], limits=LIMITS, slot=SLOT)
+        outcome = boxes.run([cell], [call], limits=attacks.LIMITS, slot=attacks.SLOT)
         told = json.loads(outcome.result.splitlines()[1])
         assert told["value"] == {"kind": "number", "value": is_there}
 
@@ -141,7 +125,7 @@ IN_AN_ANSWER = "def learning_rate_for_sse(learning_rate, scale):\n    "
 SLEEP = "time.sleep(60)"
 FILL = f"kept = b'x' * 300_000_000; {SLEEP}"
 FILL_ALL = f"for _ in range(3):\n    os.fork()\n    kept = b'x' * 50_000_000\n{SLEEP}"
-ANSWER = PIPE + "for pipe in result_pipes():\n    os.write(pipe, b'x' * 1_100_000)\n" + SLEEP
+ANSWER = attacks.PIPE + "for pipe in result_pipes():\n    os.write(pipe, b'x' * 1_100_000)\n" + SLEEP
 TIME, MEMORY = "timeout: it ran out of time", "memory: it used more than 200 MB"
 CASES = {
     "wall": ({"wall": 1.5}, NO_TIMER + SLEEP, TIME, 0),
@@ -158,9 +142,9 @@ CASES = {
 
 @pytest.mark.parametrize(("changed", "code", "verdict", "points"), CASES.values(), ids=CASES)
 def test_limit_has_its_verdict(changed, code, verdict, points, sandbox, world):
-    limits = replace(LIMITS, **changed)
+    limits = replace(attacks.LIMITS, **changed)
     start = time.monotonic()
-    grades = graded(Attack("", "hostile", "", code, ""), world, limits=limits)
+    grades = attacks.graded(attacks.Attack("", "hostile", "", code, ""), world, limits=limits)
     assert time.monotonic() - start < limits.wall + 2
     assert (grades.marks[0].verdict, grades.score) == (verdict, points)
 
@@ -177,24 +161,24 @@ INSIDE = {
 
 @pytest.mark.parametrize(("changed", "code", "error"), INSIDE.values(), ids=INSIDE)
 def test_limit_is_an_error_inside(changed, code, error, sandbox, world):
-    limits = replace(LIMITS, **changed)
-    for allowed, limit in ((False, limits), (True, LIMITS)):  # the same code under the usual limits
-        grades = graded(Attack("", "hostile", "", code, ""), world, limits=limit)
+    limits = replace(attacks.LIMITS, **changed)
+    for allowed, limit in ((False, limits), (True, attacks.LIMITS)):  # the same code under the usual limits
+        grades = attacks.graded(attacks.Attack("", "hostile", "", code, ""), world, limits=limit)
         assert (error in repr(grades.failed_cells)) is not allowed, grades.failed_cells
 
 
 def test_processor_time_of_ended_children_counts(sandbox, world):
-    attack = next(a for a in of_kind("hostile") if a.name == "processor time in small pieces")
-    assert graded(attack, world, limits=replace(LIMITS, wall=6.0, cpu=1.0)).seconds < 5
+    attack = next(a for a in attacks.of_kind("hostile") if a.name == "processor time in small pieces")
+    assert attacks.graded(attack, world, limits=replace(attacks.LIMITS, wall=6.0, cpu=1.0)).seconds < 5
 
 
 # ---- forgeries ----
 
 
-@pytest.mark.parametrize("attack", of_kind("forging"), **by_name)
+@pytest.mark.parametrize("attack", attacks.of_kind("forging"), **by_name)
 def test_forgery_earns_no_more_than_honest_wrong_answers(attack, sandbox, world):
-    grades = graded(attack, world)
-    assert what_came(grades) == attack.outcome, grades
+    grades = attacks.graded(attack, world)
+    assert attacks.what_came(grades) == attack.outcome, grades
     assert grades.score <= 2
     assert all(mark.verdict.isprintable() for mark in grades.marks)
     for text in (result_text(as_json(grades)), grades_csv([grades]), feedback_page(grades)):
@@ -223,7 +207,7 @@ def test_no_sandbox_no_grading(script, message, tmp_path, monkeypatch, capsys):
     if script == WEAKER and shutil.which("bwrap") is None:
         pytest.skip("no bwrap to weaken")
     submitted, marker = tmp_path / "submitted", tmp_path / "was run"
-    adding(f"open({str(marker)!r}, 'w')")(right_notebook(), submitted / "ada/ps1")
+    attacks.adding(f"open({str(marker)!r}, 'w')")(attacks.right_notebook(), submitted / "ada/ps1")
     with tempfile.TemporaryDirectory() as name:  # tmp_path cannot be entered by the user of a box
         folder = Path(name)
         folder.chmod(0o755)
@@ -236,9 +220,9 @@ def test_no_sandbox_no_grading(script, message, tmp_path, monkeypatch, capsys):
         # first in the PATH stands another bwrap, or there is none
         monkeypatch.setenv("PATH", name if script is None else f"{name}:{os.environ['PATH']}")
         with pytest.raises(SandboxError, match=message):
-            self_test(SLOT)
+            self_test(attacks.SLOT)
         for words in (
-            ["grade", str(submitted), "--out", str(tmp_path / "out"), "--source", str(SOURCE)],
+            ["grade", str(submitted), "--out", str(tmp_path / "out"), "--source", str(attacks.SOURCE)],
             ["grade-one", str(submitted / "ada/ps1/ps1.ipynb")],
         ):
             assert main(words) == 3
@@ -266,7 +250,7 @@ def mutated(result: bytes, rng: random.Random) -> bytes:
     place = rng.randrange(len(lines))
     match rng.randrange(6):
         case 0:
-            return with_wrong_bytes(result, rng, 4)
+            return attacks.with_wrong_bytes(result, rng, 4)
         case 1:
             return result[: rng.randrange(len(result))]
         case 2:
@@ -286,27 +270,25 @@ def mutated(result: bytes, rng: random.Random) -> bytes:
 
 
 def test_mutated_results_never_raise_and_never_give_more(monkeypatch):
-    submission = Submission("ada", "ps1", tuple(WRONG), "")
+    submission = Submission("ada", "ps1", tuple(attacks.WRONG), "")
     real, kept = grading.run, []
     monkeypatch.setattr(grading, "run", lambda *args, **more: kept.append(real(*args, **more)) or kept[-1])
-    honest = grade_submission(submission, seed=1, limits=FORGING_LIMITS, trusted=True)
+    honest = grade_submission(submission, seed=1, limits=attacks.FORGING_LIMITS, trusted=True)
     assert honest.score == 2
     checks = {task: list(task.checks(Draw(1 + n))) for n, task in enumerate(tasks_of("ps1"))}
     tasks = [task._replace(checks=lambda draw, mine=mine: mine) for task, mine in checks.items()]
     monkeypatch.setattr(grading, "tasks_of", lambda assignment: tasks)
-    rng, failures, scores = random.Random(0), Counter(), Counter()
+    rng, scores = random.Random(0), Counter()
     for _ in range(1000):
         result = mutated(kept[0].result, rng)
         problem = rng.choice(["", "", "ended", "timeout", "memory", "result"])
         monkeypatch.setattr(grading, "run", lambda *a, r=result, p=problem, **more: Outcome(r, p, 0.1, ""))
-        with noting(failures):
-            grades = grade_submission(submission, seed=1)
-            assert grades.score <= honest.score
-            scores[grades.score] += 1
-            assert from_json(json.loads(result_text(as_json(grades)))) == grades
-            grades_csv([grades]).encode()
-            "".join(grades.failed_cells).encode()
-    assert failures == {}
+        grades = grade_submission(submission, seed=1)
+        assert grades.score <= honest.score
+        scores[grades.score] += 1
+        assert from_json(json.loads(result_text(as_json(grades)))) == grades
+        grades_csv([grades]).encode()
+        "".join(grades.failed_cells).encode()
     assert min(scores.values()) > 100, "some mutations cost the points, others do not"
 
 
@@ -314,7 +296,7 @@ def test_mutated_results_never_raise_and_never_give_more(monkeypatch):
 
 
 def test_table_on_the_page_lists_every_attack():
-    named = re.findall(r"^\| ([^|]+?) \|", TABLE.read_text("utf-8"), re.MULTILINE)
-    names = [attack.name for attack in ATTACKS]
+    named = re.findall(r"^\| ([^|]+?) \|", attacks.TABLE.read_text("utf-8"), re.MULTILINE)
+    names = [attack.name for attack in attacks.ATTACKS]
     assert [name for name in named if name != "attack"] == names, "run python -m tests.coursework.attacks"
     assert len(set(names)) == len(names)

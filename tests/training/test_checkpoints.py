@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._pytree import tree_flatten
 
 import vaecourse
 from vaecourse.training import CheckpointError, Checkpoints, load_checkpoint, save_checkpoint
@@ -25,20 +26,15 @@ STATE = {
 
 def assert_same(first, second):
     """Equal in structure, type, dtype and every bit."""
-    assert type(first) is type(second)
-    if isinstance(first, dict):
-        assert list(first) == list(second)
-        for key in first:
-            assert_same(first[key], second[key])
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second)
-        for a, b in zip(first, second, strict=True):
-            assert_same(a, b)
-    elif isinstance(first, torch.Tensor):
-        assert (first.dtype, first.shape) == (second.dtype, second.shape)
-        assert torch.equal(first, second)
-    else:
-        assert first == second
+    (ours, structure), (theirs, other_structure) = map(tree_flatten, (first, second))
+    assert structure == other_structure
+    for a, b in zip(ours, theirs, strict=True):
+        assert type(a) is type(b)
+        assert torch.equal(a, b) and a.dtype == b.dtype if isinstance(a, torch.Tensor) else a == b
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.fixture
@@ -71,15 +67,12 @@ def test_checkpoint_of_real_optimizer_and_schedules_can_be_loaded_into_them(tmp_
             optimizer.step()
             schedule.step()
 
-    through = make()
+    through, stopped, resumed = make(), make(), make()
     train(*through, 9)
-    stopped = make()
     train(*stopped, 4)
-    save_checkpoint(tmp_path / "a.ckpt", {str(i): part.state_dict() for i, part in enumerate(stopped)})
-    resumed = make()
-    loaded = load_checkpoint(tmp_path / "a.ckpt")
-    for position, part in enumerate(resumed):
-        part.load_state_dict(loaded[str(position)])
+    save_checkpoint(tmp_path / "a.ckpt", dict(enumerate(part.state_dict() for part in stopped)))
+    for position, part_state in load_checkpoint(tmp_path / "a.ckpt").items():
+        resumed[position].load_state_dict(part_state)
     train(*resumed, 5)
     assert torch.equal(resumed[0].weight, through[0].weight)
     assert resumed[1].param_groups[0]["lr"] == through[1].param_groups[0]["lr"]
@@ -123,9 +116,8 @@ def test_checkpoint_with_one_changed_byte_is_refused(saved):
     """Each of 1,000 random single-byte changes is noticed (reliability, figure 10)."""
     content, chance = saved.read_bytes(), random.Random(0)
     for _ in range(1000):
-        position = chance.randrange(len(content))
         damaged = bytearray(content)
-        damaged[position] ^= chance.randrange(1, 256)
+        damaged[chance.randrange(len(content))] ^= chance.randrange(1, 256)
         saved.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"state\.ckpt"):
             load_checkpoint(saved)
@@ -181,17 +173,16 @@ def test_package_never_unpickles():
 
     One runs code: the runner, whose purpose is to run what students write.
     """
+    bad = {"pickle", "dill", "cloudpickle", "joblib", "torch.load", "allow_pickle", "eval", "exec"}
     found = []
     for path in sorted(Path(vaecourse.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            names = (
-                [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-            )
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            if isinstance(node, ast.Call):
-                names += [ast.unparse(node.func), *(str(keyword.arg) for keyword in node.keywords)]
-            bad = {"pickle", "dill", "cloudpickle", "joblib", "torch.load", "allow_pickle", "eval", "exec"}
-            found += [f"{path.name}: {name}" for name in names if name in bad]
+            words = []
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                words = [getattr(node, "module", None), *(alias.name for alias in node.names)]
+            elif isinstance(node, ast.Call):
+                words = [ast.unparse(node.func), *(keyword.arg for keyword in node.keywords)]
+            found += [f"{path.name}: {word}" for word in words if word in bad]
     assert found == ["runner.py: exec"]
 
 
@@ -205,22 +196,17 @@ def test_failed_write_keeps_the_old_file_and_leaves_nothing_behind(saved, monkey
     monkeypatch.setattr("os.fsync", no_space)
     with pytest.raises(CheckpointError, match=r"could not write .*state\.ckpt .*No space left on device"):
         save_checkpoint(saved, {"other": torch.zeros(3)})
-    assert [path.name for path in saved.parent.iterdir()] == ["state.ckpt"]
+    assert names(saved.parent) == ["state.ckpt"]
     assert_same(load_checkpoint(saved), STATE)
 
 
 def test_interrupted_write_keeps_the_old_file(saved, monkeypatch):
     """Between any two calls to the operating system the file is whole."""
     seen = []
-
-    def look(descriptor):
-        seen.append(load_checkpoint(saved))
-
-    monkeypatch.setattr("os.fsync", look)
+    monkeypatch.setattr("os.fsync", lambda descriptor: seen.append(load_checkpoint(saved)))
     save_checkpoint(saved, {"other": 1})
-    assert_same(seen[0], STATE)  # the new file is synchronised before it takes the name ...
-    assert_same(seen[1], {"other": 1})  # ... and the folder afterwards
-    assert len(seen) == 2
+    # the new file is synchronised before it takes the name, and the folder afterwards
+    assert_same(seen, [STATE, {"other": 1}])
 
 
 @pytest.mark.skipif(os.name != "posix", reason="limits the size of files the POSIX way")
@@ -235,7 +221,7 @@ def test_write_that_fails_half_way_keeps_the_old_file(saved):
             save_checkpoint(saved, {"large": torch.zeros(1_000_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert [path.name for path in saved.parent.iterdir()] == ["state.ckpt"]
+    assert names(saved.parent) == ["state.ckpt"]
     assert_same(load_checkpoint(saved), STATE)
 
 
@@ -262,16 +248,13 @@ def test_missing_folder_is_named(tmp_path):
 # --- a folder of files -----------------------------------------------------------------------------------
 
 
-def names(checkpoints: Checkpoints) -> list[str]:
-    return sorted(path.name for path in Path(checkpoints.folder).iterdir())
-
-
 def test_checkpoints_keeps_the_last_few_and_finds_the_newest(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "deep" / "run", keep=2)
+    folder = tmp_path / "deep" / "run"
+    checkpoints = Checkpoints(folder, keep=2)
     assert checkpoints.latest() is None
     for step in (9, 10, 100):
         assert checkpoints.save(step, {"step": step}) == checkpoints.latest()
-    assert names(checkpoints) == ["step-000000010.ckpt", "step-000000100.ckpt"]
+    assert names(folder) == ["step-000000010.ckpt", "step-000000100.ckpt"]
     assert load_checkpoint(checkpoints.latest()) == {"step": 100}
 
 
@@ -281,7 +264,7 @@ def test_checkpoints_sweeps_up_after_dead_processes_but_nothing_else(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.latest() is None
     checkpoints.save(5, {})
-    assert names(checkpoints) == ["notes.tmp", "other.ckpt", "step-000000005.ckpt", "step-1.ckpt"]
+    assert names(tmp_path) == ["notes.tmp", "other.ckpt", "step-000000005.ckpt", "step-1.ckpt"]
 
 
 def test_checkpoints_says_that_its_folder_cannot_be_made(tmp_path):

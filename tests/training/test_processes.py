@@ -1,7 +1,7 @@
 """Two processes on the CPU (gloo) do what one does; a killed one neither hangs a job nor changes its end."""
 
-import hashlib
-import multiprocessing
+import functools
+import itertools
 import os
 import subprocess
 import sys
@@ -12,70 +12,65 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from vaecourse.divergences import kl_standard_normal
-from vaecourse.likelihoods import BernoulliLikelihood, GaussianLikelihood
+from tests.core.examples import LIKELIHOODS, data, normal
+from tests.training.examples import StopError, given_noise, start
 from vaecourse.models import VAE, mlp_vae
 from vaecourse.objectives import negative_elbo
 from vaecourse.training import CheckpointError, Checkpoints, fit, load_checkpoint, save_checkpoint
 
-pytestmark = pytest.mark.skipif(
-    os.name != "posix" or not dist.is_gloo_available(), reason="needs torch's gloo and a system that forks"
-)
+CAN_FORK = os.name == "posix" and dist.is_gloo_available()
+pytestmark = [pytest.mark.long, pytest.mark.skipif(not CAN_FORK, reason="needs gloo and a system that forks")]
+forked = pytest.mark.xdist_group("forks")
 ROOT = Path(__file__).parents[2]
-LIKELIHOODS = {"bernoulli": BernoulliLikelihood, "gaussian-learned": lambda: GaussianLikelihood("learned")}
 
 
-class StopError(Exception):
-    pass
-
-
-def given_noise(model: VAE, x: Tensor, noise: Tensor) -> Tensor:
-    """The negative ELBO with the noise among the data, so that every process could draw the same."""
-    loc, log_scale = model.encode(x)
-    nll = model.likelihood.nll(x, model.decode(loc + log_scale.exp() * noise))
-    return (nll + kl_standard_normal(loc, log_scale)).mean()
-
-
-def summed(model: VAE, x: Tensor, noise: Tensor) -> Tensor:
-    return given_noise(model, x, noise) * len(x)
-
-
-def train(likelihood: str, loss_fn, *, num_examples=37, checkpoints=None, stop_at=None, **arguments) -> dict:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(num_examples, 6, generator=generator, dtype=torch.float64)
-    noise = torch.randn(num_examples, 2, generator=generator, dtype=torch.float64)
-    torch.manual_seed(0)
-    model = mlp_vae(6, 2, hidden_dims=(4,), likelihood=LIKELIHOODS[likelihood]()).double()
-    calls, random_states = iter(range(1000)), []
-
-    def stopping(model: VAE, *batch: Tensor) -> Tensor:
-        if next(calls) == stop_at:
-            raise StopError
-        random_states.append(torch.get_rng_state())
-        return loss_fn(model, *batch)
-
-    arguments = {"num_epochs": 2, "batch_size": 12, **arguments}
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)  # Adam would hide a factor
-    history = fit(model, stopping, (x, noise), optimizer=optimizer, checkpoints=checkpoints, **arguments)
-    return {"model": model.state_dict(), "loss": history.loss, "random_states": random_states}
+def summed(model: VAE, x: Tensor, noise: Tensor, factor: float = 1) -> Tensor:
+    return factor * given_noise(model, x, noise) * len(x)
 
 
 def own_noise(model: VAE, x: Tensor, noise: Tensor) -> Tensor:
     return negative_elbo(model, x)
 
 
-def worker(rank: int, folder: str, arguments: dict) -> None:
+def crash() -> None:
+    raise StopError
+
+
+def kill_second_once(folder: Path) -> None:
+    if dist.get_rank() == 1 and not (folder / "killed").exists():
+        (folder / "killed").touch()
+        os.kill(os.getpid(), 9)
+
+
+def train(
+    likelihood: str, loss_fn, *, num_examples=37, checkpoints=None, act=None, act_at=None, **arguments
+) -> dict:
+    """Train a small VAE; at the given call of the loss do something."""
+    batch = data(num_examples, 6), normal(num_examples, 2)
+    torch.manual_seed(0)
+    model = mlp_vae(6, 2, hidden_dims=(4,), likelihood=LIKELIHOODS[likelihood]()).double()
+    calls, random_states = itertools.count(), []
+
+    def acting(model: VAE, *batch: Tensor) -> Tensor:
+        if next(calls) == act_at:
+            act()
+        random_states.append(torch.get_rng_state())
+        return loss_fn(model, *batch)
+
+    arguments = {"num_epochs": 2, "batch_size": 12, **arguments}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)  # Adam would hide a factor
+    history = fit(model, acting, batch, optimizer=optimizer, checkpoints=checkpoints, **arguments)
+    return {"model": model.state_dict(), "loss": history.loss, "random_states": random_states}
+
+
+def worker(folder: Path, arguments: dict, **group) -> None:
+    """One of two processes."""
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60), **group)
     try:
-        if "checkpoint_folder" in arguments:
-            name = arguments.pop("checkpoint_folder")
-            arguments["checkpoints"] = Checkpoints(Path(folder, name), every=2)
-        save_checkpoint(Path(folder, f"result-{rank}.ckpt"), train(**arguments))
+        save_checkpoint(folder / f"result-{dist.get_rank()}.ckpt", train(**arguments))
     except StopError:
         # Like a crash.  A group that is taken down in the middle of its work may wait for itself for ever:
         # ~ProcessGroupGloo joins, with the interpreter's lock, a thread that needs the lock (torch 2.13).
@@ -84,45 +79,48 @@ def worker(rank: int, folder: str, arguments: dict) -> None:
         dist.destroy_process_group()
 
 
-def in_two_processes(folder: Path, **arguments) -> list[dict]:
+def results(folder: Path) -> list[dict]:
+    return [load_checkpoint(folder / f"result-{rank}.ckpt") for rank in range(2)]
+
+
+def in_two_processes(folder: Path, *, exit_status: int = 0, **arguments) -> list[dict]:
     """Results of both ranks."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "torch._dynamo"])
     (folder / "store").unlink(missing_ok=True)
-    processes = [
-        context.Process(target=worker, args=(rank, str(folder), dict(arguments))) for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
+    group = {"init_method": f"file://{folder}/store", "world_size": 2}
+    ranks = [functools.partial(worker, folder, arguments, rank=rank, **group) for rank in range(2)]
+    processes = [start(rank) for rank in ranks]
     for process in processes:
         process.join(120)
         process.kill()  # or pytest would wait for one that hangs
         process.join()
-    assert [process.exitcode for process in processes] == [1, 1] if arguments.get("stop_at") else [0, 0]
-    if "stop_at" in arguments:
-        return []
-    return [load_checkpoint(folder / f"result-{rank}.ckpt") for rank in range(2)]
+    assert [process.exitcode for process in processes] == [exit_status] * 2
+    return [] if exit_status else results(folder)
 
 
 def assert_close(first: dict, second: dict) -> None:
     assert first["loss"] == pytest.approx(second["loss"], rel=1e-12)
-    for name, weight in first["model"].items():
-        torch.testing.assert_close(weight, second["model"][name], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(first["model"], second["model"], rtol=1e-10, atol=1e-12)
+
+
+def assert_same_bits(first: list[dict], second: list[dict]) -> None:
+    for ours, theirs in zip(first, second, strict=True):
+        assert ours["loss"] == theirs["loss"]
+        torch.testing.assert_close(ours["model"], theirs["model"], rtol=0, atol=0)
 
 
 # --- the same gradients ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@forked
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian-learned"])
 @pytest.mark.parametrize(
     ("batch_size", "micro_batch_size"),
-    [
-        pytest.param(
-            12, None, id="uneven last batch of 1"
-        ),  # 12 + 12 + 12 + 1: one process has nothing to do
-        pytest.param(7, None, id="shares of 4 and 3"),
-        pytest.param(37, 5, id="shares in slices"),
-        pytest.param(7, 3, id="different numbers of slices"),  # 3 + 1 and 3
+    [(12, None), (7, None), (37, 5), (7, 3)],
+    ids=[
+        "uneven last batch of 1",  # 12 + 12 + 12 + 1: one process has nothing to do
+        "shares of 4 and 3",
+        "shares in slices",
+        "different numbers of slices",  # 3 + 1 and 3
     ],
 )
 def test_two_processes_take_the_steps_of_one(likelihood, batch_size, micro_batch_size, tmp_path):
@@ -132,20 +130,19 @@ def test_two_processes_take_the_steps_of_one(likelihood, batch_size, micro_batch
     assert_close(both[0], train(likelihood, given_noise, **sizes))
 
 
+@forked
 def test_two_processes_halve_the_gradient_of_a_sum(tmp_path):
     """Averaging over processes is right for a mean and halves a sum: the steps are those of half the loss."""
     both = in_two_processes(tmp_path, likelihood="bernoulli", loss_fn=summed, num_examples=36)
-
-    def half(model: VAE, x: Tensor, noise: Tensor) -> Tensor:
-        return summed(model, x, noise) / 2
-
-    alone = train("bernoulli", half, num_examples=36)
-    whole = train("bernoulli", summed, num_examples=36)
+    half, whole = (
+        train("bernoulli", functools.partial(summed, factor=factor), num_examples=36) for factor in (0.5, 1)
+    )
     name = "decoder.network.2.bias"
-    torch.testing.assert_close(both[0]["model"][name], alone["model"][name], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(both[0]["model"][name], half["model"][name], rtol=1e-10, atol=1e-12)
     assert (both[0]["model"][name] - whole["model"][name]).abs().max() > 1e-3
 
 
+@forked
 def test_two_processes_draw_different_noise(tmp_path):
     """The first what a single process would draw; the weights stay the same all the same."""
     both = in_two_processes(tmp_path, likelihood="bernoulli", loss_fn=own_noise)
@@ -158,97 +155,51 @@ def test_two_processes_draw_different_noise(tmp_path):
 # --- checkpoints -----------------------------------------------------------------------------------------
 
 
+@forked
 def test_two_processes_resume_to_the_same_bits_and_only_the_first_writes(tmp_path):
     arguments = {"likelihood": "bernoulli", "loss_fn": own_noise}
     through = in_two_processes(tmp_path, **arguments)
-    in_two_processes(tmp_path, **arguments, stop_at=5, checkpoint_folder="run")
-    assert [path.name for path in Checkpoints(tmp_path / "run").paths()] == [
-        "step-000000002.ckpt", "step-000000004.ckpt",
-    ]  # fmt: skip
-    resumed = in_two_processes(tmp_path, **arguments, checkpoint_folder="run")
-    for ours, theirs in zip(resumed, through, strict=True):
-        assert ours["loss"] == theirs["loss"]
-        assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in theirs["model"])
+    arguments["checkpoints"] = Checkpoints(tmp_path / "run", every=2)
+    in_two_processes(tmp_path, **arguments, act=crash, act_at=5, exit_status=1)
+    names = [path.name for path in arguments["checkpoints"].paths()]
+    assert names == ["step-000000002.ckpt", "step-000000004.ckpt"]
+    assert_same_bits(in_two_processes(tmp_path, **arguments), through)
     with pytest.raises(CheckpointError, match="processes was 2, is 1"):
-        train(**arguments, checkpoints=Checkpoints(tmp_path / "run"))
-
-
-def test_batch_smaller_than_the_number_of_processes_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("vaecourse.training.step.place_among_processes", lambda: (0, 3))
-    with pytest.raises(ValueError, match="a batch of 2 cannot be shared by 3 processes"):
-        train("bernoulli", given_noise, batch_size=2)
+        train(**arguments)
 
 
 # --- torchrun --------------------------------------------------------------------------------------------
 
 
-def torchrun(
-    folder: Path, *arguments: str, restarts: int, timeout: float = 180
-) -> subprocess.CompletedProcess:
-    """Run this file in two processes under torch's own launcher."""
+def torchrun(folder: Path, *, restarts: int) -> subprocess.CompletedProcess:
+    """Run this file in two processes under torch's own launcher; the second one kills itself once."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [f"--max-restarts={restarts}", __file__, str(folder), *arguments]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        # without it restarts on one machine often fail (pytorch/pytorch issue 135712)
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-    }
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    command += [f"--max-restarts={restarts}", __file__, str(folder)]
+    # without the last one restarts on one machine often fail (pytorch/pytorch issue 135712)
+    more = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return subprocess.run(command, env=os.environ | more, capture_output=True, text=True, timeout=180)
 
 
+@forked
 def test_job_whose_process_is_killed_restarts_and_ends_with_the_same_bits(tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert torchrun(whole, restarts=0).returncode == 0
-    done = torchrun(broken, "kill", restarts=2)
+    done = torchrun(tmp_path, restarts=2)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (broken / "killed").exists()
-    assert (broken / "final.txt").read_text() == (whole / "final.txt").read_text()
+    assert (tmp_path / "killed").exists()
+    restarted = results(tmp_path)
+    assert_same_bits(restarted, in_two_processes(tmp_path, likelihood="bernoulli", loss_fn=own_noise))
 
 
 def test_job_whose_process_is_killed_ends_and_says_so(tmp_path):
     start = time.monotonic()
-    done = torchrun(tmp_path, "kill", restarts=0)
+    done = torchrun(tmp_path, restarts=0)
     assert done.returncode != 0
     assert "exitcode  : -9" in done.stderr
     assert time.monotonic() - start < 120
-    assert Checkpoints(tmp_path / "checkpoints").latest() is not None
-
-
-def main(folder: Path, *arguments: str) -> None:
-    """One process of the job; the second one may kill itself in the middle of an epoch, once."""
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    torch.manual_seed(0)
-    model = mlp_vae(6, 2, hidden_dims=(4,))
-    x = torch.rand(60, 6, generator=torch.Generator().manual_seed(0))
-    calls = iter(range(10**6))
-
-    def loss_fn(model: nn.Module, x: Tensor) -> Tensor:
-        if (
-            "kill" in arguments
-            and dist.get_rank() == 1
-            and next(calls) == 17
-            and not (folder / "killed").exists()
-        ):
-            (folder / "killed").touch()
-            os.kill(os.getpid(), 9)
-        return negative_elbo(model, x)
-
-    fit(
-        model,
-        loss_fn,
-        x,
-        num_epochs=3,
-        batch_size=6,
-        checkpoints=Checkpoints(folder / "checkpoints", every=4),
-    )
-    if dist.get_rank() == 0:
-        weights = b"".join(weight.numpy().tobytes() for weight in model.state_dict().values())
-        (folder / "final.txt").write_text(hashlib.sha256(weights).hexdigest())
-    dist.destroy_process_group()
+    assert Checkpoints(tmp_path / "run").latest() is not None
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).mkdir(exist_ok=True)
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    FOLDER = Path(sys.argv[1])
+    ACT = {"act": functools.partial(kill_second_once, FOLDER), "act_at": 5}
+    RUN = {"checkpoints": Checkpoints(FOLDER / "run", every=2), **ACT}
+    worker(FOLDER, {"likelihood": "bernoulli", "loss_fn": own_noise, **RUN})

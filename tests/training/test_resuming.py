@@ -1,68 +1,74 @@
 """A run that is stopped, by whatever, and started again ends with the bits of a run that was not."""
 
-import hashlib
+import errno
+import itertools
 import math
-import multiprocessing
 import os
 import random
 import signal
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from tests.training.examples import FORKS, LateGuard, StopError, fingerprint, start
 from vaecourse.models import mlp_vae
 from vaecourse.objectives import negative_elbo
-from vaecourse.training import CheckpointError, Checkpoints, History, fit, load_checkpoint, save_checkpoint
+from vaecourse.training import CheckpointError, Checkpoints, fit, load_checkpoint, save_checkpoint
 from vaecourse.training.step import Guard
 
-NUM_EXAMPLES, BATCH_SIZE, NUM_EPOCHS = 22, 4, 3
-STEPS_PER_EPOCH = 6  # the last with two examples
+NUM_EXAMPLES, BATCH_SIZE, NUM_EPOCHS = 14, 4, 3
+STEPS_PER_EPOCH = 4  # the last with two examples
 NUM_STEPS = STEPS_PER_EPOCH * NUM_EPOCHS
 
-# A server that has torch loaded and forks: a child starts in milliseconds.
-FORKS = multiprocessing.get_context("forkserver") if os.name == "posix" else None
+Outcome = tuple[str, list[float], int]  # the weights' fingerprint, the losses, how many epochs were timed
 
 
 def data() -> Tensor:
     return torch.linspace(0, 1, NUM_EXAMPLES * 4).reshape(NUM_EXAMPLES, 4)
 
 
-def fingerprint(model: nn.Module) -> str:
-    sha = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        sha.update(tensor.numpy().tobytes())
-    return sha.hexdigest()
-
-
-class StopError(Exception):
-    pass
-
-
-def run(checkpoints=None, *, stop_at=None, act=None, **arguments) -> tuple[str, History]:
-    """Train a small VAE, noise included; at the given call of the loss do something or fall over."""
+def small_vae() -> nn.Module:
     torch.manual_seed(7)
-    model = mlp_vae(4, 2, hidden_dims=(3,))
+    return mlp_vae(4, 2, hidden_dims=(3,))
+
+
+def crash() -> None:
+    raise StopError
+
+
+def run(checkpoints=None, *, stop_at=None, act=crash, model=None, **arguments) -> Outcome:
+    """Train a small VAE, noise included; at the given call of the loss do something or fall over."""
+    model = model or small_vae()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50)
-    calls = iter(range(10**6))
+    calls = itertools.count()
 
     def loss_fn(model: nn.Module, x: Tensor) -> Tensor:
         if next(calls) == stop_at:
-            if act is None:
-                raise StopError
             act()
         return negative_elbo(model, x)
 
     arguments = {"num_epochs": NUM_EPOCHS, "batch_size": BATCH_SIZE, "data": data(), **arguments}
+    scheduler = CosineAnnealingLR(optimizer, 50)
     history = fit(model, loss_fn, scheduler=scheduler, checkpoints=checkpoints, **arguments)
-    return fingerprint(model), history
+    return fingerprint(model), history.loss, len(history.seconds)
+
+
+def stop(checkpoints: Checkpoints, step: int) -> None:
+    with pytest.raises(StopError):
+        run(checkpoints, stop_at=step)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.fixture(scope="module")
-def uninterrupted() -> tuple[str, History]:
+def uninterrupted() -> Outcome:
     return run()
 
 
@@ -70,76 +76,59 @@ def uninterrupted() -> tuple[str, History]:
 
 
 def test_checkpoints_do_not_change_the_run(uninterrupted, tmp_path):
-    final, history = run(Checkpoints(tmp_path, every=1))
-    assert (final, history.loss) == (uninterrupted[0], uninterrupted[1].loss)
+    assert run(Checkpoints(tmp_path, every=1)) == uninterrupted
 
 
-@pytest.mark.parametrize("every", [None, 1, 4])
+@pytest.mark.parametrize("every", [None, 1, 3])
 def test_run_stopped_at_any_step_resumes_to_the_same_bits(every, uninterrupted, tmp_path):
     for step in range(NUM_STEPS):
         checkpoints = Checkpoints(tmp_path / str(step), every=every)
-        with pytest.raises(StopError):
-            run(checkpoints, stop_at=step)
+        stop(checkpoints, step)
         lost = step - int(checkpoints.latest().stem.removeprefix("step-")) if checkpoints.latest() else step
         assert lost < min(every or STEPS_PER_EPOCH, STEPS_PER_EPOCH)
-        final, history = run(checkpoints)
-        assert final == uninterrupted[0]
-        assert history.loss == uninterrupted[1].loss
-        assert len(history.seconds) == NUM_EPOCHS
+        assert run(checkpoints) == uninterrupted
+    assert uninterrupted[2] == NUM_EPOCHS
 
 
 def test_run_stopped_many_times_resumes_to_the_same_bits(uninterrupted, tmp_path):
     checkpoints = Checkpoints(tmp_path, every=2)
     for _ in range(NUM_STEPS // 2 - 1):  # each attempt gets one checkpoint further
-        with pytest.raises(StopError):
-            run(checkpoints, stop_at=2)
-    assert run(checkpoints)[0] == uninterrupted[0]
+        stop(checkpoints, 2)
+    assert run(checkpoints) == uninterrupted
 
 
 @pytest.mark.parametrize("part", ["random_states", "optimizer", "scheduler", "position", "totals"])
 def test_each_part_of_the_state_is_needed(part, uninterrupted, tmp_path):
     """With one part of another step put into the file, something comes out differently."""
     checkpoints = Checkpoints(tmp_path, every=1, keep=20)
-    with pytest.raises(StopError):
-        run(checkpoints, stop_at=8)
+    stop(checkpoints, 6)
     earlier, latest = checkpoints.paths()[-2:]
-    state = load_checkpoint(latest)
-    state[part] = load_checkpoint(earlier)[part]
-    save_checkpoint(latest, state)
-    final, history = run(checkpoints)
-    assert (final, history.loss) != (uninterrupted[0], uninterrupted[1].loss)
+    save_checkpoint(latest, load_checkpoint(latest) | {part: load_checkpoint(earlier)[part]})
+    assert run(checkpoints)[:2] != uninterrupted[:2]
 
 
 def test_finished_run_is_not_repeated(uninterrupted, tmp_path):
     run(Checkpoints(tmp_path))
-    final, history = run(Checkpoints(tmp_path), stop_at=0)
-    assert (final, history.loss) == (uninterrupted[0], uninterrupted[1].loss)
+    assert run(Checkpoints(tmp_path), stop_at=0) == uninterrupted
 
 
 def test_finished_run_can_go_on_for_more_epochs(uninterrupted, tmp_path):
     run(Checkpoints(tmp_path), num_epochs=1)
-    assert run(Checkpoints(tmp_path))[0] == uninterrupted[0]
+    assert run(Checkpoints(tmp_path)) == uninterrupted
 
 
-def test_resumed_model_ends_on_weights_that_it_did_not_start_with(tmp_path):
+def test_resumed_model_ends_on_weights_that_it_did_not_start_with(uninterrupted, tmp_path):
     """The checkpoint decides, not the model that is passed."""
     run(Checkpoints(tmp_path))
-    model = mlp_vae(4, 2, hidden_dims=(3,))
+    model = small_vae()
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50)
-    fit(
-        model, negative_elbo, data(), num_epochs=NUM_EPOCHS, batch_size=BATCH_SIZE,
-        scheduler=scheduler, checkpoints=Checkpoints(tmp_path),
-    )  # fmt: skip
-    assert fingerprint(model) == run(Checkpoints(tmp_path))[0]
+    assert run(Checkpoints(tmp_path), model=model) == uninterrupted
 
 
 def test_only_the_last_few_checkpoints_stay(tmp_path):
-    checkpoints = Checkpoints(tmp_path, every=5, keep=2)
-    run(checkpoints)
-    assert [path.stem for path in checkpoints.paths()] == ["step-000000015", "step-000000018"]
+    run(Checkpoints(tmp_path, every=5, keep=2))
+    assert names(tmp_path) == ["step-000000010.ckpt", "step-000000012.ckpt"]
 
 
 # --- another run -----------------------------------------------------------------------------------------
@@ -155,8 +144,9 @@ def test_only_the_last_few_checkpoints_stay(tmp_path):
         ({"data": data() / 2}, r"\(data was [0-9a-f]{16}, is [0-9a-f]{16}\)"),
         ({"data": data().double()}, r"\(data was [0-9a-f]{16}, is [0-9a-f]{16}\)"),
         ({"num_epochs": 1}, "has trained for more than 1 epochs"),
+        ({"model": mlp_vae(4, 2, hidden_dims=(5,))}, r"does not fit this model .*size mismatch"),
     ],
-    ids=["batch_size", "seed", "precision", "micro_batch_size", "data", "dtype", "num_epochs"],
+    ids=["batch_size", "seed", "precision", "micro_batch_size", "data", "dtype", "num_epochs", "model"],
 )
 def test_checkpoint_of_another_run_is_refused(arguments, message, tmp_path):
     run(Checkpoints(tmp_path), num_epochs=2)
@@ -164,23 +154,17 @@ def test_checkpoint_of_another_run_is_refused(arguments, message, tmp_path):
         run(Checkpoints(tmp_path), **arguments)
 
 
-def train_plainly(checkpoints: Checkpoints, model: nn.Module, **arguments) -> History:
-    return fit(model, negative_elbo, data(), num_epochs=1, batch_size=4, checkpoints=checkpoints, **arguments)
-
-
 def test_checkpoint_of_another_optimizer_is_refused(tmp_path):
-    model = mlp_vae(4, 2, hidden_dims=(3,))
-    train_plainly(Checkpoints(tmp_path), model, learning_rate=0.1)
+    def train(**arguments) -> None:
+        checkpoints = Checkpoints(tmp_path)
+        fit(model, negative_elbo, data(), num_epochs=1, batch_size=4, checkpoints=checkpoints, **arguments)
+
+    model = small_vae()
+    train(learning_rate=0.1)
     with pytest.raises(CheckpointError, match=r"lr of parameter group 0 was 0\.1, is 0\.2"):
-        train_plainly(Checkpoints(tmp_path), model, learning_rate=0.2)
+        train(learning_rate=0.2)
     with pytest.raises(CheckpointError, match="optimizer was Adam, is SGD"):
-        train_plainly(Checkpoints(tmp_path), model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
-
-
-def test_checkpoint_of_another_model_is_refused(tmp_path):
-    train_plainly(Checkpoints(tmp_path), mlp_vae(4, 2, hidden_dims=(3,)))
-    with pytest.raises(CheckpointError, match=r"does not fit this model .*size mismatch"):
-        train_plainly(Checkpoints(tmp_path), mlp_vae(4, 2, hidden_dims=(5,)))
+        train(optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
 
 
 def test_damaged_checkpoint_is_named_and_the_one_before_serves(uninterrupted, tmp_path):
@@ -191,63 +175,46 @@ def test_damaged_checkpoint_is_named_and_the_one_before_serves(uninterrupted, tm
     with pytest.raises(CheckpointError, match=f"{newest.name} is damaged.*delete it"):
         run(checkpoints)
     newest.unlink()
-    assert run(checkpoints)[0] == uninterrupted[0]
+    assert run(checkpoints) == uninterrupted
 
 
 def test_other_conditions_are_said_aloud(tmp_path):
     run(Checkpoints(tmp_path), num_epochs=1)
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
+    message = rf"threads was {before}, is {before + 1}.*not agree to the last bit"
     try:
-        with pytest.warns(
-            UserWarning, match=rf"threads was {before}, is {before + 1}.*not agree to the last bit"
-        ):
+        with pytest.warns(UserWarning, match=message):
             run(Checkpoints(tmp_path))
     finally:
         torch.set_num_threads(before)
 
 
-class LateGuard(Guard):
-    """Looks only when it is asked, as on an accelerator."""
-
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)
-        self.looks_later = True
-
-
 @pytest.mark.parametrize("guard", [Guard, LateGuard])
-@pytest.mark.parametrize("every", [None, 1])
-def test_bad_step_names_the_last_checkpoint_and_never_enters_one(every, guard, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("every", "step"), [(None, 4), (1, 6)])
+def test_bad_step_names_the_last_checkpoint_and_never_enters_one(every, step, guard, tmp_path, monkeypatch):
     monkeypatch.setattr("vaecourse.training.step.Guard", guard)
-    checkpoints = Checkpoints(tmp_path, every=every)
+    calls, checkpoints = itertools.count(), Checkpoints(tmp_path, every=every)
 
-    def spoiled(model: nn.Module, x: Tensor, count=iter(range(100))) -> Tensor:  # noqa: B008
-        return negative_elbo(model, x) * (math.nan if next(count) == 8 else 1)
+    def spoiled(model: nn.Module, x: Tensor) -> Tensor:
+        return negative_elbo(model, x) * (math.nan if next(calls) == 6 else 1)
 
     with pytest.raises(FloatingPointError, match="the loss is nan at epoch 1, step 2") as caught:
-        fit(mlp_vae(4, 2), spoiled, data(), num_epochs=3, batch_size=4, checkpoints=checkpoints)
-    step = 8 if every else 6
+        fit(small_vae(), spoiled, data(), num_epochs=3, batch_size=4, checkpoints=checkpoints)
     assert caught.value.__notes__ == [f"the last checkpoint is {tmp_path / f'step-{step:09}.ckpt'}"]
     for path in checkpoints.paths():
         assert all(weight.isfinite().all() for weight in load_checkpoint(path)["model"].values())
 
 
-def test_disk_that_fills_up_stops_the_run_and_keeps_the_checkpoint_before(
-    uninterrupted, tmp_path, monkeypatch
-):
-    checkpoints = Checkpoints(tmp_path)
-
-    def fill_disk() -> None:
-        def no_space(descriptor: int) -> None:
-            raise OSError(28, os.strerror(28))
-
-        monkeypatch.setattr("os.fsync", no_space)
+def test_full_disk_stops_the_run_and_keeps_the_checkpoint_before(uninterrupted, tmp_path, monkeypatch):
+    def no_space(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(CheckpointError, match=r"No space left on device.*earlier checkpoints are untouched"):
-        run(checkpoints, stop_at=8, act=fill_disk)
+        run(Checkpoints(tmp_path), stop_at=6, act=lambda: monkeypatch.setattr("os.fsync", no_space))
     monkeypatch.undo()
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000000006.ckpt"]
-    assert run(checkpoints)[0] == uninterrupted[0]
+    assert names(tmp_path) == ["step-000000004.ckpt"]
+    assert run(Checkpoints(tmp_path)) == uninterrupted
 
 
 # --- signals ---------------------------------------------------------------------------------------------
@@ -261,6 +228,10 @@ def usual_signals():
     signal.signal(signal.SIGINT, before)
 
 
+def interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
 @pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_signal_ends_the_run_after_the_step_in_hand_with_a_checkpoint(number, uninterrupted, tmp_path):
@@ -270,45 +241,42 @@ def test_signal_ends_the_run_after_the_step_in_hand_with_a_checkpoint(number, un
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         with pytest.raises((KeyboardInterrupt, SystemExit)):
-            run(Checkpoints(tmp_path), stop_at=8, act=lambda: signal.raise_signal(number))
+            run(Checkpoints(tmp_path), stop_at=6, act=lambda: signal.raise_signal(number))
         assert signal.getsignal(signal.SIGTERM) is terminate
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert Checkpoints(tmp_path).latest().stem == "step-000000009"
-    assert run(Checkpoints(tmp_path))[0] == uninterrupted[0]
+    assert Checkpoints(tmp_path).latest().stem == "step-000000007"
+    assert run(Checkpoints(tmp_path)) == uninterrupted
 
 
 @pytest.mark.usefixtures("usual_signals")
 def test_second_signal_acts_at_once(tmp_path):
-    def impatient() -> None:
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-
     with pytest.raises(KeyboardInterrupt):
-        run(Checkpoints(tmp_path), stop_at=8, act=impatient)
-    assert Checkpoints(tmp_path).latest().stem == "step-000000006"
+        run(Checkpoints(tmp_path), stop_at=6, act=lambda: [interrupt() for _ in range(2)])
+    assert Checkpoints(tmp_path).latest().stem == "step-000000004"
 
 
 @pytest.mark.usefixtures("usual_signals")
 def test_ignored_signal_stays_ignored(uninterrupted, tmp_path):
     """A shell's background job starts with Ctrl-C ignored: it is meant for the job in front."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    weights = run(Checkpoints(tmp_path), stop_at=8, act=lambda: signal.raise_signal(signal.SIGINT))[0]
-    assert weights == uninterrupted[0]
+    assert run(Checkpoints(tmp_path), stop_at=6, act=interrupt) == uninterrupted
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 @pytest.mark.usefixtures("usual_signals")
 def test_signal_acts_at_once_where_nothing_could_be_saved():
     with pytest.raises(KeyboardInterrupt):
-        run(stop_at=8, act=lambda: signal.raise_signal(signal.SIGINT))
+        run(stop_at=6, act=interrupt)
 
 
 # --- kill -9 ---------------------------------------------------------------------------------------------
 
+KILL_INTERVAL = 7
 
-def train_in_child(folder: str, steps_begun) -> None:
+
+def train_in_child(folder: Path, steps_begun) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(7)
     model = mlp_vae(16, 4, hidden_dims=(32,))
@@ -318,69 +286,45 @@ def train_in_child(folder: str, steps_begun) -> None:
         return negative_elbo(model, x)
 
     x = torch.linspace(0, 1, 400 * 16).reshape(400, 16)
-    checkpoints = Checkpoints(Path(folder, "checkpoints"), every=KILL_INTERVAL)
+    checkpoints = Checkpoints(folder / "checkpoints", every=KILL_INTERVAL)
     fit(model, loss_fn, x, num_epochs=3, batch_size=8, checkpoints=checkpoints)
-    Path(folder, "final.txt").write_text(fingerprint(model))
+    (folder / "final.txt").write_text(fingerprint(model))
 
 
-KILL_INTERVAL = 7
+def newest_step(folder: Path) -> int:
+    """Of a checkpoint that is whole, as the newest always is."""
+    newest = Checkpoints(folder / "checkpoints").latest()
+    return load_checkpoint(newest)["position"]["step"] if newest else 0
 
 
 def kill_until_done(folder: Path, longest: float, chance: random.Random) -> int:
     """Start the run again and again, killing it at a random moment, until it ends; return the kills."""
-    kills = 0
-    while not (folder / "final.txt").exists():
-        newest = Checkpoints(folder / "checkpoints").latest()
-        start = int(newest.stem.removeprefix("step-")) if newest else 0
-        steps_begun = FORKS.Value("i", 0)
-        child = FORKS.Process(target=train_in_child, args=(str(folder), steps_begun))
-        child.start()
+    exit_codes = []
+    while 0 not in exit_codes:
+        reached, steps_begun = newest_step(folder), FORKS.Value("i", 0)
+        child = start(train_in_child, folder, steps_begun)
         child.join(chance.uniform(0, longest))
         child.kill()
         child.join()
-        if child.exitcode == 0:
-            break
-        assert child.exitcode == -signal.SIGKILL
-        kills += 1
-        newest = Checkpoints(folder / "checkpoints").latest()
-        if newest is None:
-            assert steps_begun.value <= KILL_INTERVAL + 1
-        else:
-            load_checkpoint(newest)  # the newest is always whole
-            reached = int(newest.stem.removeprefix("step-"))
-            assert start + steps_begun.value - reached <= KILL_INTERVAL + 1
-    return kills
+        assert child.exitcode in (0, -signal.SIGKILL)
+        assert reached + steps_begun.value - newest_step(folder) <= KILL_INTERVAL + 1
+        exit_codes.append(child.exitcode)
+    return len(exit_codes) - 1
 
 
-def resumes_after_kills(tmp_path: Path, least: int) -> None:
-    FORKS.set_forkserver_preload([__name__, "torch._dynamo"])  # an optimiser loads it late
-    (tmp_path / "reference").mkdir()
-    for _ in range(2):  # the first also starts the server
-        (tmp_path / "reference" / "final.txt").unlink(missing_ok=True)
-        for path in Checkpoints(tmp_path / "reference" / "checkpoints").paths():
-            path.unlink()
-        start, steps_begun = time.monotonic(), FORKS.Value("i", 0)
-        child = FORKS.Process(target=train_in_child, args=(str(tmp_path / "reference"), steps_begun))
-        child.start()
+@pytest.mark.long
+@pytest.mark.xdist_group("forks")
+@pytest.mark.skipif(FORKS is None, reason="needs a system that can fork and kill")
+@pytest.mark.parametrize("least", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_run_killed_at_random_moments_ends_with_the_same_bits(least, tmp_path):
+    steps_begun = FORKS.Value("i", 0)
+    for folder in (tmp_path / "first", tmp_path / "reference"):  # the first also starts the server
+        begin = time.monotonic()
+        child = start(train_in_child, folder, steps_begun)
         child.join()
         assert child.exitcode == 0
-        longest = time.monotonic() - start
-    reference = (tmp_path / "reference" / "final.txt").read_text()
-    kills, attempt, chance = 0, 0, random.Random(0)
+    kills, chance, longest = 0, random.Random(0), (time.monotonic() - begin) / 3  # some five kills a run
     while kills < least:
-        folder = tmp_path / str(attempt)
-        folder.mkdir()
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
         kills += kill_until_done(folder, longest, chance)
-        assert (folder / "final.txt").read_text() == reference
-        attempt += 1
-
-
-@pytest.mark.skipif(FORKS is None, reason="needs a system that can fork and kill")
-def test_run_killed_at_twenty_random_moments_ends_with_the_same_bits(tmp_path):
-    resumes_after_kills(tmp_path, least=20)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(FORKS is None, reason="needs a system that can fork and kill")
-def test_run_killed_at_hundred_random_moments_ends_with_the_same_bits(tmp_path):
-    resumes_after_kills(tmp_path, least=100)
+        assert (folder / "final.txt").read_text() == (tmp_path / "reference" / "final.txt").read_text()

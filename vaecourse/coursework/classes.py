@@ -1,4 +1,4 @@
-"""Grades a folder of submissions side by side; what is done already is not done again."""
+"""Grades a folder of submissions in parallel; what was graded before is not graded again."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ from vaecourse.coursework.release import source_notebooks
 
 
 class GradedClass(NamedTuple):
-    """The grades of a folder of submissions, how many were found now, and names that are no submissions."""
+    """The grades of a class, how many of them are new, and the names that are not submissions."""
 
     grades: list[Grades]
     num_new: int
@@ -39,14 +39,14 @@ def grade_class(
     trusted: bool = False,
     again: bool = False,
 ) -> GradedClass:
-    """Grade ``<student>/<psN>/<psN>.ipynb`` in a folder, and return what came of it.
+    """Grade every ``<student>/<psN>/<psN>.ipynb`` in a folder and return the grades.
 
     Results, grades.csv, the gradebook and feedback pages are written below `out`.  A second call goes
-    on where a first was stopped: a submission whose bytes were graded by this version of the package
-    is not run `again`.  `source` holds the instructor's notebooks; `jobs` boxes run at a time, one per
-    processor if left out.
+    on where the first was stopped: a submission whose bytes this version of the package has graded is
+    skipped, unless `again` is set.  `source` holds the instructor's notebooks.  `jobs` boxes run at a
+    time, by default one per processor.
 
-    SandboxError is raised if there is no sandbox that holds, ValueError if there is nothing to grade.
+    SandboxError means that there is no sandbox that holds, ValueError that there is nothing to grade.
     """
     if not submitted.is_dir():
         raise ValueError(f"{submitted} is not a folder of submissions")
@@ -91,7 +91,7 @@ def kept_grades(out: Path, submission: Submission) -> Grades | None:
 def grade_all(
     submissions: Sequence[Submission], *, jobs: int, limits: Limits | None = None, trusted: bool = False
 ) -> Iterator[Grades]:
-    """Yield grades in the order in which they are ready; so many boxes run at a time."""
+    """Yield grades as they become ready; `jobs` boxes run at a time."""
     stop = threading.Event()
     slots: SimpleQueue[int] = SimpleQueue()  # of boxes that run at the same moment
     for slot in range(jobs):
@@ -115,7 +115,7 @@ def grade_all(
 
 
 def table(graded: GradedClass) -> str:
-    """Return a table for the screen: a line per submission, with the tasks that earned no points and why."""
+    """Return a table for the screen: one line per submission, with the tasks that earned no points."""
     width = max([len("student"), *(len(grades.student) for grades in graded.grades)])
     lines = [f"{'student':<{width}}  set    points  not right"]
     for grades in graded.grades:

@@ -1,4 +1,4 @@
-"""Writes marks into nbgrader's gradebook, where written answers are marked and results exported.
+"""Writes marks into nbgrader's gradebook, where people mark written answers and export results.
 
 The folder is a course folder of nbgrader: ``gradebook.db``, ``release/`` and ``autograded/``, so
 that ``nbgrader formgrader`` and ``nbgrader export`` work in it.
@@ -52,7 +52,7 @@ CHANGED = "The answer has changed since it was marked."
 
 
 class CourseFolder:
-    """A course folder of nbgrader, made if missing, with its gradebook, which is open until `close`.
+    """A course folder of nbgrader, made if missing, with its gradebook, which stays open until `close`.
 
     The instructor's notebooks say what is graded.
     """
@@ -88,9 +88,9 @@ class CourseFolder:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
-        """Provide the gradebook as it is now; what was not committed before is taken back.
+        """Provide the gradebook as it is now; earlier changes that were not committed are rolled back.
 
-        nbgrader must find the tools beside Python, and makes remarks about its own use of SQLAlchemy.
+        nbgrader must find the tools beside Python, and warns about its own use of SQLAlchemy.
         """
         path = os.environ.get("PATH", os.defpath)
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), path])
@@ -107,9 +107,9 @@ class CourseFolder:
         self._book.close()
 
     def record(self, grades: Grades, cells: Sequence[Cell]) -> list[WrittenMark]:
-        """Write the marks of a submission, keep what a person has marked, and return the written marks.
+        """Write the marks of a submission and return those of its written answers.
 
-        There are no cells if the submission could not be read.
+        What a person has marked stays.  There are no cells if the submission could not be read.
         """
         changed = self._write_copy(grades, cells)
         names = (grades.assignment, grades.assignment, grades.student)
@@ -150,7 +150,7 @@ class CourseFolder:
                 try:
                     points = book.find_grade(f"test_{mark.task}", *names).manual_score
                     comment = book.find_comment(mark.task, *names).manual_comment
-                except MissingEntry:  # of an earlier call that was stopped before it came to the gradebook
+                except MissingEntry:  # of an earlier call that was stopped before it reached the gradebook
                     points = comment = None
                 if points is not None or comment:
                     verdict = f"{mark.verdict}; by hand: {comment or 'other points'}"
@@ -159,16 +159,16 @@ class CourseFolder:
         return grades._replace(marks=tuple(marks))
 
     def _is_empty(self, released: Any, assignment: str, cells: Sequence[Cell]) -> bool:
-        """Whether there is certainly no answer; it may also be Markdown in cells of the student's own."""
+        """Whether there is certainly no answer, not even Markdown in a cell that the student added."""
         known = {nbgrader_entry(cell).get("grade_id") for cell in self.released[assignment].cells}
         own = [c for c in cells if c.cell_type == "markdown" and not c.is_locked and c.grade_id not in known]
         answer = answer_to(cells, nbgrader_entry(released)["grade_id"])
         return answer in ("", released.source.strip()) and not any(cell.source.strip() for cell in own)
 
     def _write_copy(self, grades: Grades, cells: Sequence[Cell]) -> set[str]:
-        """Write what a person reads while marking: the released notebook with the student's answers in it.
+        """Write what a person reads while marking: the released notebook with the student's answers.
 
-        Nothing of it is run again.  Returned are the names of answers that differ from an earlier copy.
+        Nothing in it is ever run.  The names of answers that differ from an earlier copy are returned.
         """
         notebook = copy.deepcopy(self.released[grades.assignment])
         shown: set[str | None] = set()
@@ -193,20 +193,20 @@ class CourseFolder:
 
 
 def _answers(notebook: Any) -> dict[str, str]:
-    """Return the sources of cells that nbgrader knows, by its names."""
+    """Return the sources of the cells that nbgrader knows, by name."""
     return {entry["grade_id"]: cell.source for cell in notebook.cells if (entry := nbgrader_entry(cell))}
 
 
 def answer_to(cells: Sequence[Cell], grade_id: str) -> str:
-    """Return what stands in the student's cells of a name, without blank ends; a cell may have been split."""
+    """Return the stripped text of all the student's cells with a name; a cell may have been split."""
     return "\n\n".join(c.source for c in cells if c.grade_id == grade_id and not c.is_locked).strip()
 
 
 def inert_markdown(source: str) -> str:
     """Return Markdown that looks the same, in which tags, links, pictures and headings are text.
 
-    Formgrader shows answers in the instructor's browser and lets everything through.  A blank makes
-    the difference between a tag or a link and text, and none in mathematics.
+    Formgrader shows answers in the instructor's browser without filtering them.  A space turns a tag or
+    a link into text, and changes nothing in mathematics.
     """
     source = source if len(source) <= MAX_ANSWER else source[:MAX_ANSWER] + CUT
     source = re.sub(r"<(?=[A-Za-z/!?])", "< ", source)

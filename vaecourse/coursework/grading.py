@@ -1,7 +1,7 @@
-"""Grades one submission: its code cells go into a box with calls whose inputs were drawn from a fresh seed.
+"""Grades one submission: its code cells go into a box, with calls whose inputs come from a fresh seed.
 
-Answers are judged outside.  Where a task brings the box down (by memory, say), it loses its points and
-the box is started again with the rest.
+The answers are judged outside.  A task that brings the box down (by using too much memory, say) loses
+its points, and the box is started again with the other tasks.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import vaecourse.coursework.tasks  # noqa: F401  (the sets register their tasks)
 from vaecourse.coursework.box import runner
-from vaecourse.coursework.box.sandbox import Outcome, run
-from vaecourse.coursework.box.watching import Limits
+from vaecourse.coursework.box.sandbox import run
+from vaecourse.coursework.box.watching import Limits, Outcome
 from vaecourse.coursework.intake import Cell, Submission
 from vaecourse.coursework.oracle import SETUP, TASKS, Check, Draw, Mark, Task, clean, told, verdict_of
 
@@ -35,7 +35,7 @@ UNSOUND = "malformed: the result is not what the runner writes"
 
 
 class Grades(NamedTuple):
-    """The marks of one submission, and what else is worth knowing about it."""
+    """The marks of one submission, with everything else worth keeping."""
 
     student: str
     assignment: str
@@ -48,7 +48,7 @@ class Grades(NamedTuple):
 
     @property
     def score(self) -> float:
-        """Points in all."""
+        """Points earned."""
         return sum(mark.score for mark in self.marks)
 
     @property
@@ -63,7 +63,7 @@ def tasks_of(assignment: str) -> list[Task]:
 
 
 def student_code(cells: Sequence[Cell]) -> list[tuple[str, str]]:
-    """Return name and source of the code that is run: every code cell but the locked ones, which are ours."""
+    """Return names and sources of the code cells to run: all but the locked ones, which are ours."""
     named = [(cell.grade_id or f"cell {number}", cell) for number, cell in enumerate(cells, 1)]
     return [(name, cell.source) for name, cell in named if cell.cell_type == "code" and not cell.is_locked]
 
@@ -79,27 +79,30 @@ def grade_submission(
 ) -> Grades:
     """Return the marks of a submission; nothing that a student hands in makes this function raise.
 
-    The seed is drawn anew if it is left out; it is part of the result, so that it can be repeated.
-    `slot`, `trusted` and `stop` are those of `vaecourse.coursework.box.sandbox.run`; grades that were
-    stopped are worth nothing.
+    A seed that is left out is drawn, and is part of the result, so that the grading can be repeated.
+    `slot`, `trusted` and `stop` are passed on to `vaecourse.coursework.box.sandbox.run`; a grading that
+    was stopped is worth nothing.
     """
     seed = secrets.randbits(48) if seed is None else seed
     tasks = tasks_of(submission.assignment)
-    code = [("setup", SETUP), *student_code(submission.cells)]
-    session = _Session(code, limits or Limits(), partial(run, slot=slot, trusted=trusted, stop=stop))
-    if submission.problem:
-        verdicts = dict.fromkeys(tasks, f"malformed: {submission.problem}")
-    else:
-        verdicts = session.verdicts({task: list(task.checks(Draw(seed + n))) for n, task in enumerate(tasks)})
-    marks = tuple(_mark(task, verdicts[task], session.failed_cells) for task in tasks)
-    failed = tuple(f"{name}: {error}" for name, error in session.failed_cells.items())
+    verdicts, failed, seconds = (
+        dict.fromkeys(tasks, f"malformed: {submission.problem}"),
+        dict[str, str](),
+        0.0,
+    )
+    if not submission.problem:
+        checks = {task: list(task.checks(Draw(seed + n))) for n, task in enumerate(tasks)}
+        start = partial(run, slot=slot, trusted=trusted, stop=stop)
+        verdicts, failed, seconds = _verdicts(checks, submission.cells, limits or Limits(), start)
+    marks = tuple(_mark(task, verdicts[task], failed) for task in tasks)
+    errors = tuple(f"{name}: {error}" for name, error in failed.items())
     remark = "; ".join(filter(None, [submission.remark, _other_set(submission)]))
     who = (submission.student, submission.assignment)
-    return Grades(*who, marks, submission.digest, seed, failed, remark, session.seconds)
+    return Grades(*who, marks, submission.digest, seed, errors, remark, seconds)
 
 
 def _other_set(submission: Submission) -> str:
-    """Return a remark where the cells are those of another problem set."""
+    """Return a remark if the cells are those of another problem set."""
     names = {cell.grade_id for cell in submission.cells}
     others = {task.assignment for task in TASKS.values() if task.name in names}
     if others and submission.assignment not in others:
@@ -113,47 +116,42 @@ def _mark(task: Task, verdict: str, failed_cells: dict[str, str]) -> Mark:
     return Mark(task.name, task.points if verdict == "ok" else 0.0, task.points, clean(verdict))
 
 
-class _Session:
-    """The runs of one submission."""
+def _verdicts(
+    checks: dict[Task, list[Check]], cells: Sequence[Cell], limits: Limits, start: Callable[..., Outcome]
+) -> tuple[dict[Task, str], dict[str, str], float]:
+    """Return the verdict on each task, the errors of failed cells by name, and the seconds it took.
 
-    def __init__(self, code: list[tuple[str, str]], limits: Limits, start: Callable[..., Outcome]) -> None:
-        self.code, self.limits, self.start = code, limits, start
-        self.failed_cells: dict[str, str] = {}
-        self.seconds = 0.0
-
-    def verdicts(self, checks: dict[Task, list[Check]]) -> dict[Task, str]:
-        """Return the verdict on each task; a task that ends a run is left out of the next."""
-        found: dict[Task, str] = {}
-        while waiting := {task: task.calls(mine) for task, mine in checks.items() if task not in found}:
-            calls = [{"id": number, **call} for number, call in enumerate(chain(*waiting.values()))]
-            limits = replace(self.limits, wall=max(1.0, self.limits.wall - self.seconds))
-            outcome = self.start(self.code, told(calls), limits=limits)
-            result = Result(outcome)
-            self.seconds += outcome.seconds
-            self.failed_cells = result.failed_cells or self.failed_cells
-            if not result.is_sound:
-                return {**found, **dict.fromkeys(waiting, UNSOUND)}
-            numbers = count()
-            for task, mine in waiting.items():
-                replies = [result.replies.get(number) for number in islice(numbers, len(mine))]
-                if None not in replies:
-                    found[task] = verdict_of(task, checks[task], replies)
-                elif task.name in result.problems:
-                    found[task] = self._verdict(result.problems[task.name])
-                else:  # this one has ended the run, and the others may have another chance
-                    has_ended = result.has_begun and outcome.problem not in ("timeout", "stopped")
-                    left = [task] if has_ended else [other for other in waiting if other not in found]
-                    found |= dict.fromkeys(left, self._verdict(outcome.problem or "ended"))
-                    break
-        return found
-
-    def _verdict(self, problem: str) -> str:
-        sizes = {name: int(value) // 10**6 for name, value in asdict(self.limits).items()}
-        return PROBLEMS[problem].format(**sizes)
+    A task that ends a run is left out of the next run.
+    """
+    found, failed, seconds = dict[Task, str](), dict[str, str](), 0.0
+    code = [("setup", SETUP), *student_code(cells)]
+    sizes = {name: int(value) // 10**6 for name, value in asdict(limits).items()}
+    says = {problem: text.format(**sizes) for problem, text in PROBLEMS.items()}
+    while waiting := {task: task.calls(mine) for task, mine in checks.items() if task not in found}:
+        calls = [{"id": number, **call} for number, call in enumerate(chain(*waiting.values()))]
+        outcome = start(code, told(calls), limits=replace(limits, wall=max(1.0, limits.wall - seconds)))
+        result = Result(outcome)
+        seconds += outcome.seconds
+        failed = result.failed_cells or failed
+        if not result.is_sound:
+            return found | dict.fromkeys(waiting, UNSOUND), failed, seconds
+        numbers = count()
+        for task, mine in waiting.items():
+            replies = [result.replies.get(number) for number in islice(numbers, len(mine))]
+            if None not in replies:
+                found[task] = verdict_of(task, checks[task], replies)
+            elif task.name in result.problems:
+                found[task] = says[result.problems[task.name]]
+            else:  # this task ended the run; the others may get another chance
+                has_ended = result.has_begun and outcome.problem not in ("timeout", "stopped")
+                left = [task] if has_ended else [other for other in waiting if other not in found]
+                found |= dict.fromkeys(left, says[outcome.problem or "ended"])
+                break
+    return found, failed, seconds
 
 
 class Result:
-    """What a run has said, taken apart with suspicion: failed cells, replies by number, problems by task."""
+    """What came out of a run, read with suspicion: failed cells, replies by number, problems by task."""
 
     def __init__(self, outcome: Outcome) -> None:
         lines = outcome.result.split(b"\n")
@@ -188,9 +186,9 @@ def _json_object(line: bytes) -> dict[str, Any] | None:
 def check_cells(
     cells: Sequence[Cell], tasks: Sequence[Task], *, seed: int = 0
 ) -> tuple[list[Mark], dict[str, str]]:
-    """Return the marks that cells would get, and the errors of cells that raised one, by name.
+    """Return the marks that cells would get, and the errors of failed cells by name.
 
-    They run in this process, without any protection: for a notebook whose author runs this.
+    The cells run in this process, without any protection: only their author should call this.
     """
     failed: dict[str, str] = {}
     marks = []

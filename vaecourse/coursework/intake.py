@@ -1,7 +1,7 @@
 """Reads what was handed in: regular files of bounded size, as data; nothing of it runs here.
 
-Expected is nbgrader's layout, ``SUBMITTED/<student>/<psN>/<psN>.ipynb``.  A zip archive with the
-notebook in it, as learning platforms hand out, is read without unpacking it.
+The expected layout is nbgrader's, ``SUBMITTED/<student>/<psN>/<psN>.ipynb``.  A zip archive with the
+notebook in it, as learning platforms provide, is read without unpacking it to the disk.
 """
 
 import errno
@@ -31,7 +31,7 @@ class UnreadableError(ValueError):
 
 
 class Cell(NamedTuple):
-    """What is kept of a cell: no outputs, no attachments, of the metadata only nbgrader's two facts."""
+    """What is kept of a cell: no outputs, no attachments, and only two facts of its metadata."""
 
     cell_type: str
     source: str
@@ -55,21 +55,21 @@ class Submission(NamedTuple):
 
 
 def submission_folders(submitted: Path) -> Iterator[tuple[str, str]]:
-    """Yield student and assignment of every submission below a folder, in order; see `left_out`."""
+    """Yield student and assignment of every submission in a folder, in order; see also `left_out`."""
     return ((student, name) for student, name, is_submission in _names(submitted) if is_submission)
 
 
 def left_out(submitted: Path) -> list[str]:
-    """Return the names below a folder that are no submissions, but for those with a dot in front."""
+    """Return the names in a folder that are not submissions, except those that start with a dot."""
     found = [(student, name) for student, name, is_submission in _names(submitted) if not is_submission]
     shown = [f"{student}/{name}" if name else student for student, name in found]
     return [repr(path)[1:-1] for path in shown if not path.rpartition("/")[2].startswith(".")]
 
 
 def _names(submitted: Path) -> Iterator[tuple[str, str, bool]]:
-    """Yield the names of students and in their folders, and whether that is a submission.
+    """Yield a student, a name in the student's folder, and whether that is a submission.
 
-    What is no folder of a student, or cannot be read, comes without a second name.
+    An entry that is not a student's folder, or that cannot be read, has an empty second name.
     """
     for outer in _entries(submitted):
         is_open = outer.is_dir(follow_symlinks=False) and os.access(outer.path, os.R_OK | os.X_OK)
@@ -77,7 +77,7 @@ def _names(submitted: Path) -> Iterator[tuple[str, str, bool]]:
             yield outer.name, "", False
             continue
         for inner in _entries(outer.path):
-            # a link is taken for a submission, so that the student hears that it cannot be read
+            # a link counts as a submission, so that the student is told that it cannot be read
             is_folder = inner.is_dir(follow_symlinks=False) or inner.is_symlink()
             yield outer.name, inner.name, is_folder and ASSIGNMENT.fullmatch(inner.name) is not None
 
@@ -87,9 +87,9 @@ def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
 
 
 def is_student(name: str) -> bool:
-    """Whether a folder's name can be a student's: letters, digits, and a few signs that are no mischief.
+    """Whether a folder's name can be a student's: letters, digits and a few harmless signs.
 
-    The first is a letter, a digit or an underscore.
+    The first character must be a letter, a digit or an underscore.
     """
     allowed = all(unicodedata.category(c)[0] in "LMN" or c in IN_NAMES for c in name)
     begins_well = name[0].isalnum() or name[0] == "_"
@@ -97,7 +97,7 @@ def is_student(name: str) -> bool:
 
 
 def read_submission(submitted: Path, student: str, assignment: str) -> Submission:
-    """Return a student's submission; one that cannot be read comes with the reason instead of cells.
+    """Return a student's submission, with the reason instead of cells if it cannot be read.
 
     Nothing that a student hands in makes this function raise.
     """
@@ -113,7 +113,7 @@ def read_submission(submitted: Path, student: str, assignment: str) -> Submissio
 
 
 def _content(submitted: Path, student: str, assignment: str) -> tuple[bytes, str]:
-    """Return the bytes of the notebook, and a remark where it was not quite where it should be."""
+    """Return the bytes of the notebook, and a remark if it was not quite where it should be."""
     folder = os.open(submitted, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for name in (student, assignment):
@@ -156,7 +156,7 @@ def _read_regular(folder: int, name: str) -> bytes:
 
 
 def _from_zip(content: bytes, wanted: str) -> bytes:
-    """Return the notebook in an archive, the one of this name among several; nothing goes to the disk."""
+    """Return the notebook in an archive, among several the one with this name, without unpacking to disk."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             found = [item for item in archive.infolist() if _is_notebook(item.filename)]
@@ -183,7 +183,7 @@ def _is_notebook(path: str) -> bool:
 
 
 def read_cells(content: bytes) -> Iterator[Cell]:
-    """Yield the cells of a notebook; UnreadableError says why it is not one of the fourth format."""
+    """Yield the cells of a notebook; UnreadableError says why it is not a notebook of format 4."""
     try:
         notebook = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -215,7 +215,7 @@ def _source(cell: Any) -> str:
         source = "".join(source)
     if not isinstance(source, str):
         raise UnreadableError("one of its cells has no source")
-    # half of a surrogate pair is valid JSON, but no text that can be written anywhere
+    # half of a surrogate pair is valid JSON, but cannot be written as text
     return source.encode("utf-8", "replace").decode("utf-8")
 
 

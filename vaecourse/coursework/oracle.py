@@ -1,8 +1,8 @@
-"""What a task is, and whether answers to it are right.  Runs outside the sandbox and trusts nothing it reads.
+"""What a task is, and whether answers to it are right.  Runs outside the sandbox; trusts nothing it reads.
 
-A task draws inputs from a seed and yields checks.  A check is one or more calls for the runner and a
-judge, which goes through their answers in order and yields sentences for the student: the first counts,
-and there is none (they are all None) if the answers are right.
+A task draws inputs from a seed and yields checks.  A check is one or more calls for the runner, and one
+judge of all their answers.  The judge goes through the answers in order and yields problems, as sentences
+for the student, or None where there is no problem; the first problem is the verdict.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,11 +29,11 @@ Judge = Callable[[Iterator["Answer"]], Problems]
 
 
 class RefusedError(Exception):
-    """There is no answer that could be judged; the message is the verdict."""
+    """There is no answer to judge; the message is the verdict."""
 
 
 def told(value: Any) -> Any:
-    """Return tensors, wherever they are in a value, as JSON data."""
+    """Return a value in which tensors are replaced by JSON data, however deep they are."""
     if isinstance(value, dict):
         return {name: told(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -75,9 +75,9 @@ class Draw:
 class Check(NamedTuple):
     """Calls, and the judge of their answers.
 
-    A call is what the runner reads (see `vaecourse.coursework.box.calls.answer`), with tensors as they
-    are.  If it has no ``function``, it is the task's own; calls without a ``group`` run in one process
-    for the whole task; one with ``may_fail`` may raise an error.
+    A call is what the runner reads (see `vaecourse.coursework.box.calls.answer`), but may hold tensors.
+    Without a ``function`` it calls the task's own.  All calls of a task without a ``group`` share a
+    process.  A call with ``may_fail`` may raise an error.
     """
 
     calls: list[Call]
@@ -93,7 +93,7 @@ class Task(NamedTuple):
     checks: Callable[[Draw], Iterator[Check]]
 
     def calls(self, checks: Iterable[Check]) -> list[Call]:
-        """Return the calls of checks, complete but for their numbers."""
+        """Return the calls of checks, complete except for their ids."""
         mine = {"task": self.name, "group": "", "function": self.name}
         return [{**mine, **call} for check in checks for call in check.calls]
 
@@ -117,13 +117,13 @@ def task(assignment: str, points: float) -> Callable[[Callable[[Draw], Iterator[
 
 
 class Answer:
-    """What was told of one call, taken apart with suspicion."""
+    """The runner's report of one call, read with suspicion."""
 
     def __init__(self, told: dict[str, Any]) -> None:
         self.told = told
 
     def part(self, name: str, kind: type) -> Any:
-        """Return a part of what was told."""
+        """Return a part of the report."""
         found = self.told.get(name)
         if not isinstance(found, kind):
             raise RefusedError(f"malformed: the answer has no {name}")
@@ -134,14 +134,14 @@ class Answer:
         return read_tensor(self.part("value", dict))
 
     def numbers(self, name: str) -> list[Tensor]:
-        """Return the numbers that were told of an object."""
+        """Return the numbers of an object."""
         found = self.part("tell", dict).get(name)
         if not isinstance(found, list) or len(found) > 100:
             raise RefusedError(f"malformed: nothing was told of {name}")
         return [read_tensor(entry) for entry in found]
 
     def mismatch(self, **expected: Any) -> str | None:
-        """Return nothing if the value is so described (kind, dtype, shape, ...), and else a sentence."""
+        """Return a sentence if the value's kind, dtype, shape or device is not the expected one."""
         value = self.part("value", dict)
         if value.get("kind") == "none":
             return "it returned nothing (None)"
@@ -154,7 +154,7 @@ class Answer:
 
 
 def read_tensor(entry: Any) -> Tensor:
-    """Return the numbers of what should be a number or a tensor."""
+    """Return a reported number or tensor as a tensor."""
     if not isinstance(entry, dict):
         raise RefusedError("malformed: a value is not described")
     is_number = entry.get("kind") == "number"
@@ -168,7 +168,7 @@ def read_tensor(entry: Any) -> Tensor:
 
 
 def compare(found: Tensor, expected: Tensor, what: str = "", tolerance: Tolerance = TOLERANCE) -> str | None:
-    """Return nothing if two tensors agree, and else a sentence that says how they differ."""
+    """Return a sentence that says how two tensors differ, or None if they agree."""
     what = f"{what}: " if what else ""
     if found.shape != expected.shape:
         return f"{what}the shape is {tuple(found.shape)} where {tuple(expected.shape)} is expected"
@@ -201,12 +201,12 @@ def value_check(
     dtype: str | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> Check:
-    """Return a check that the task's function has a value for these arguments.
+    """Return a check of the function's value for these arguments.
 
-    `expected` is the value, or a function of the arguments that computes it; `gradients` are the
-    positions of arguments whose gradient is compared too, with their names, and need such a function.
-    `dtype` is demanded of the value, `here` says to the student what is special about the inputs (their
-    shapes and values if it is left out), and `more` are other parts of the call.
+    `expected` is the value, or a function that computes it from the arguments.  `gradients` maps the
+    positions of arguments to their names; their gradients are compared too, which needs such a function.
+    `dtype` is what the value must have.  `here` tells the student what is special about the inputs; by
+    default it lists them.  `more` holds other parts of the call.
     """
     kwargs, gradients = kwargs or {}, gradients or {}
     inputs = [value.clone().requires_grad_() if n in gradients else value for n, value in enumerate(args)]
@@ -262,7 +262,7 @@ class Mark(NamedTuple):
 
 
 def verdict_of(task: Task, checks: Iterable[Check], replies: Iterable[Any]) -> str:
-    """Return ``ok``, or the reason of the first check that fails, given the replies to all calls."""
+    """Return ``ok`` or the reason why the first check fails, given the replies to all calls."""
     checks = list(checks)
     answers = map(_sound_answer, task.calls(checks), replies)
     try:

@@ -1,4 +1,4 @@
-"""Makes student notebooks out of the instructor's, with nbgrader's own steps."""
+"""Makes student notebooks from the instructor's, with nbgrader's own steps."""
 
 import re
 from pathlib import Path
@@ -31,7 +31,7 @@ def release(source: Path, target: Path) -> list[Path]:
 
 
 def student_version(path: Path) -> str:
-    """Return the text of an instructor's notebook without solutions, model answers and outputs.
+    """Return the text of an instructor's notebook without solutions, model answers or outputs.
 
     ValueError says which cell has no marked solution, or which markers would be left.
     """
@@ -59,6 +59,6 @@ def student_version(path: Path) -> str:
 
 
 def nbgrader_entry(cell: Any) -> dict[str, Any]:
-    """Return what nbgrader knows of a cell; nothing where it does not know it."""
+    """Return what nbgrader knows about a cell, which may be nothing."""
     found: dict[str, Any] = cell.metadata.get("nbgrader", {})
     return found

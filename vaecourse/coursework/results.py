@@ -25,33 +25,33 @@ class WrittenMark(NamedTuple):
 
 
 def as_json(grades: Grades) -> dict[str, Any]:
-    """Return grades as JSON data, from which `from_json` makes them again."""
+    """Return grades as JSON data, which `from_json` reads."""
     marks = [mark._asdict() for mark in grades.marks]
     points = {"score": grades.score, "max_score": grades.max_score}
     return {**grades._asdict(), "marks": marks, **points, "version": __version__}
 
 
 def from_json(told: dict[str, Any]) -> Grades:
-    """Return the grades that `as_json` has told."""
+    """Return the grades that `as_json` wrote as JSON data."""
     known = {name: told[name] for name in Grades._fields}
     marks = tuple(Mark(**mark) for mark in told["marks"])
     return Grades(**{**known, "marks": marks, "failed_cells": tuple(told["failed_cells"])})
 
 
 def result_path(out: Path, student: str, assignment: str) -> Path:
-    """Return where the result of a submission is kept, below the folder of everything."""
+    """Return where the result of a submission is kept."""
     return out / "results" / student / f"{assignment}.json"
 
 
 def result_text(told: dict[str, Any]) -> str:
-    """Return what `as_json` has told as the text of such a file."""
+    """Return JSON data from `as_json` as the text of a result file."""
     return json.dumps(told, indent=1) + "\n"
 
 
 def read_result(path: Path) -> tuple[Grades, str] | None:
-    """Return the grades that a file keeps, and the version of the package that has found them.
+    """Return the grades in a result file, and the version of the package that found them.
 
-    None where there is no file, or what is there is no result: it can be made again.
+    None means that there is no such file, or that it is not whole: the result can be made again.
     """
     try:
         told = json.loads(path.read_text("utf-8"))
@@ -61,12 +61,12 @@ def read_result(path: Path) -> tuple[Grades, str] | None:
 
 
 def keep(out: Path, told: dict[str, Any]) -> None:
-    """Write what `as_json` has told where it is kept."""
+    """Write JSON data from `as_json` where it is kept."""
     write(result_path(out, told["student"], told["assignment"]), result_text(told))
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all; folders above it are made."""
+    """Write a file wholly or not at all, and make its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, text.encode("utf-8"))
 

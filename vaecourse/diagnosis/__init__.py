@@ -30,7 +30,6 @@ def diagnose_loss(
     latent_dim: int,
     batch_size: int = 8,
     data: Tensor | None = None,
-    eigenvalues: Tensor | None = None,
     seed: int = 0,
 ) -> LossDiagnosis:
     """Likelihood, scale and beta that a loss assumes, from its derivatives at random points.
@@ -48,8 +47,6 @@ def diagnose_loss(
         Examples in a probe; matters only to losses that reduce their terms differently.
     data : Tensor, floating point, shape (N, data_dim), optional
         Data whose active latents are to be predicted.
-    eigenvalues : Tensor, shape (data_dim,), optional
-        Eigenvalues of their covariance instead.
     seed : int
         Of the random points.
 
@@ -84,7 +81,7 @@ def diagnose_loss(
     ('gaussian', 392.0)
     """
     _check_arguments(loss_fn, data_dim, latent_dim, batch_size, seed)
-    spectrum = _spectrum(data, eigenvalues, data_dim)
+    spectrum = _spectrum(data, data_dim)
     prober = Prober(loss_fn, data_dim, latent_dim, batch_size, seed)
     evidence: list[str] = []
     family, parameterization, recon_factor = read_reconstruction(prober, evidence)
@@ -137,22 +134,16 @@ def _check_arguments(
         raise ValueError(f"seed must be an integer from 0 to 2**63 - 1, got {seed!r}")
 
 
-def _spectrum(data: Tensor | None, eigenvalues: Tensor | None, data_dim: int) -> Tensor | None:
-    if data is not None and eigenvalues is not None:
-        raise ValueError("give data or eigenvalues, not both")
-    name, given = ("data", data) if eigenvalues is None else ("eigenvalues", eigenvalues)
-    if given is None:
+def _spectrum(data: Tensor | None, data_dim: int) -> Tensor | None:
+    """Eigenvalues of the covariance of the data."""
+    if data is None:
         return None
-    if not isinstance(given, Tensor) or given.layout != torch.strided or not given.is_floating_point():
-        kind = f"{given.dtype} tensor" if isinstance(given, Tensor) else type(given).__name__
-        raise ValueError(f"{name} must be a dense floating point tensor, got a {kind}")
-    if eigenvalues is not None and eigenvalues.shape != (data_dim,):
-        raise ValueError(f"eigenvalues must have shape ({data_dim},), got {tuple(eigenvalues.shape)}")
-    if data is not None and (data.ndim != 2 or data.shape[1] != data_dim or len(data) < 2):
+    if not isinstance(data, Tensor) or data.layout != torch.strided or not data.is_floating_point():
+        kind = f"{data.dtype} tensor" if isinstance(data, Tensor) else type(data).__name__
+        raise ValueError(f"data must be a dense floating point tensor, got a {kind}")
+    if data.ndim != 2 or data.shape[1] != data_dim or len(data) < 2:
         raise ValueError(f"data must have shape (N, {data_dim}), N >= 2, got {tuple(data.shape)}")
-    if not given.isfinite().all():
-        raise ValueError(f"{name} must be finite: remove NaN and infinite values")
-    if eigenvalues is not None:
-        return eigenvalues
-    spectrum: Tensor = torch.linalg.eigvalsh(torch.cov(given.double().T, correction=0))
+    if not data.isfinite().all():
+        raise ValueError("data must be finite: remove NaN and infinite values")
+    spectrum: Tensor = torch.linalg.eigvalsh(torch.cov(data.double().T, correction=0))
     return spectrum

@@ -35,7 +35,7 @@ class LossDiagnosis:
         Factors of the squared error (absolute error, cross-entropy) summed over an
         example, and of the KL divergence summed over the latents, per example.
     num_active : int or None
-        Latents that a linear VAE with this objective uses on the given data or spectrum.
+        Latents that a linear VAE with this objective uses on the given data.
     evidence : tuple of str
         What was observed, in sentences.
     """

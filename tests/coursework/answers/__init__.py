@@ -32,15 +32,26 @@ class Answer(NamedTuple):
 
 
 @functools.cache
+def cells() -> list[tuple[str, str, str | None, str]]:
+    """Return kind, task, label and source of all cells."""
+    found = []
+    for path in sorted(FOLDER.glob("ps*_*.py")):
+        parts = CELL.split(path.read_text("utf-8"))[1:]
+        found += [(path.stem[4:], *cell) for cell in zip(*[iter(parts)] * 3, strict=True)]
+    return found
+
+
+def bases() -> dict[str, str]:
+    """Return the base of each task."""
+    return {task: source for _, task, label, source in cells() if label is None}
+
+
+@functools.cache
 def answers() -> list[Answer]:
     """Return all answers."""
-    paths = sorted(FOLDER.glob("ps*_*.py"))
-    parts = {path: CELL.split(path.read_text("utf-8"))[1:] for path in paths}
-    cells = [(path, *cell) for path in paths for cell in zip(*[iter(parts[path])] * 3, strict=True)]
-    bases = {task: source for _, task, label, source in cells if label is None}
     return [
-        Answer(task, label, completed(source, bases[task]), path.stem.endswith("right"))
-        for path, task, label, source in cells
+        Answer(task, label, completed(source, bases()[task]), kind == "right")
+        for kind, task, label, source in cells()
         if label is not None
     ]
 
@@ -89,20 +100,21 @@ def with_statements(base: list[ast.stmt], row: list[ast.stmt]) -> list[ast.stmt]
     if isinstance(row[-1], ast.Expr):
         *row, last = row
         returned = ast.Return(last.value)
-    place, is_last = len(body), True
+    place = len(body)
     for statement in reversed(row):
         stored = names(statement, ast.Store)
         old = [n for n, s in enumerate(body) if s not in row]
-        same = [n for n in old if target(body[n]) == target(statement) is not None]
+        target = ast.unparse(statement).partition(" = ")[0]
+        same = [n for n in old if ast.unparse(body[n]).startswith(f"{target} = ")]
         if same:
-            body[same[0] : same[0] + 1], place = [statement], same[0]
+            place = same[0]
+            body[place] = statement
         else:
             # behind what it needs, before what needs it, and before the next of the row
             start = max([n + 1 for n in old if names(body[n], ast.Store) & names(statement)], default=0)
             users = [n for n in range(start, len(body)) if names(body[n]) & stored]
-            place = min([place, *users]) if stored or not is_last else 0
+            place = 0 if not stored and statement is row[-1] else min([place, *users])
             body.insert(place, statement)
-        is_last = False
     kept, needed = [returned], names(returned)
     for statement in reversed(body):
         if statement in row or not isinstance(statement, ast.Assign) or names(statement, ast.Store) & needed:
@@ -111,13 +123,8 @@ def with_statements(base: list[ast.stmt], row: list[ast.stmt]) -> list[ast.stmt]
     return kept
 
 
-def target(statement: ast.stmt) -> str | None:
-    """Return what an assignment assigns to."""
-    return ast.unparse(statement.targets[0]) if isinstance(statement, ast.Assign) else None
-
-
 def code_cell(source: str, grade_id: str | None = None) -> Cell:
-    """Return a cell as the collector reads it."""
+    """Return a cell as `intake` reads it."""
     return Cell("code", source, grade_id, is_locked=False)
 
 

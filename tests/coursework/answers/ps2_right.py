@@ -52,7 +52,6 @@ data_dim = x.shape[1]
 sse = ((x - decode_loc(z)) ** 2).sum(1)
 log_lik = -sse / (2 * scale**2) - 0.5 * data_dim * math.log(2 * math.pi * scale**2)
 kl = 0.5 * (loc**2 + (2 * log_scale).exp() - 1 - 2 * log_scale).sum(1)
-return log_lik - kl
 
 # %% elbo: torch.distributions for both terms
 likelihood = Independent(Normal(decode_loc(z), scale), 1)
@@ -81,22 +80,17 @@ per_latent = loc.square() + log_scale.mul(2).exp() - log_scale.mul(2) - 1
 return -(per_number.sum(-1) + per_latent.sum(-1)) / 2
 
 # %% evidence_gap: log p(x) minus the ELBO, the expected error in closed form
-data_dim = W.shape[0]
-cov = W @ W.T + scale**2 * torch.eye(data_dim, dtype=W.dtype)
 zero = torch.zeros(data_dim, dtype=W.dtype)
 log_p = torch.distributions.MultivariateNormal(zero, cov).log_prob(x)
 error = (x - loc @ W.T).square().sum(1)
 error = error + (2 * log_scale).exp() @ W.square().sum(0)
 constant = 0.5 * data_dim * math.log(2 * math.pi * scale**2)
 kl = (0.5 * (loc**2 + (2 * log_scale).exp() - 1) - log_scale).sum(1)
-return log_p + error / (2 * scale**2) + constant + kl
+log_p + error / (2 * scale**2) + constant + kl
 
 # %% evidence_gap: divergence of two multivariate normals, by the library
-mvn = torch.distributions.MultivariateNormal
-M = torch.eye(W.shape[1], dtype=W.dtype) + W.T @ W / scale**2
 mean = torch.cholesky_solve(W.T @ x.T / scale**2, torch.linalg.cholesky(M)).T
-q = mvn(loc, scale_tril=torch.diag_embed(log_scale.exp()))
-return kl_divergence(q, mvn(mean, precision_matrix=M.expand(len(x), -1, -1)))
+kl_divergence(q, mvn(mean, precision_matrix=M.expand(len(x), -1, -1)))
 
 # %% evidence_gap: in the coordinates of the singular vectors of W, never below zero
 U, values, Vh = torch.linalg.svd(W, full_matrices=False)

@@ -55,7 +55,6 @@ return torch.where(grey, entropy, 0.0).sum(1)
 size = logits.abs()
 size = torch.where(size > 0, size, 1.0)
 value = size.log() - torch.tanh(size / 2).log()
-return torch.where(logits == 0, math.log(2), value)
 
 # %% log_normalizer: expm1, with softplus taken into the formula
 size = logits.abs().clamp(min=1e-30)

@@ -57,10 +57,9 @@ full = num_examples - num_examples % batch_size
 return keys.argsort()[:full].view(-1, batch_size).to(device)
 
 # %% epoch_indices: a draw without replacement of as many as are needed
-num_batches = num_examples // batch_size
 weights = torch.ones(num_examples, device=generator.device)
 drawn = torch.multinomial(weights, num_batches * batch_size, replacement=False, generator=generator)
-return torch.reshape(drawn, (num_batches, batch_size)).to(device=device)
+torch.reshape(drawn, (num_batches, batch_size)).to(device=device)
 
 # %% epoch_indices: the permutation is moved first, then cut and shaped in two steps
 order = torch.empty(num_examples, dtype=torch.int64, device=generator.device)
@@ -74,8 +73,7 @@ rows = order.split(batch_size)
 return torch.stack(rows[: num_examples // batch_size]).to(device)
 
 # %% epoch_indices: windows of the permutation, which do not overlap
-order = torch.randperm(num_examples, generator=generator)
-return order.unfold(0, batch_size, batch_size).contiguous().to(device, torch.long)
+order.unfold(0, batch_size, batch_size).contiguous().to(device, torch.long)
 
 # %% epoch_indices: batch by batch, stacked
 order = torch.randperm(num_examples, generator=generator, device=generator.device)
@@ -91,8 +89,7 @@ for row in range(len(table)):
 return table.to(device)
 
 # %% kl_in_float32: torch.distributions, of inputs that were cast first
-posterior = Normal(loc.float(), log_scale.float().exp())
-return kl_divergence(posterior, Normal(0.0, 1.0)).sum(-1)
+kl_divergence(posterior, Normal(0.0, 1.0)).sum(-1)
 
 # %% kl_in_float32: autocast switched off, then any formula is safe, a product too
 with torch.autocast(loc.device.type, enabled=False):
@@ -109,9 +106,8 @@ for m, s in zip(loc.float(), log_scale.float(), strict=True):
 return torch.stack(values)
 
 # %% kl_in_float32: independent Gaussians, with the prior's parameters as tensors
-loc, log_scale = loc.float(), log_scale.float()
 prior = Independent(Normal(torch.zeros_like(loc), torch.ones_like(loc)), 1)
-return kl_divergence(Independent(Normal(loc, log_scale.exp()), 1), prior)
+kl_divergence(Independent(Normal(loc, log_scale.exp()), 1), prior)
 
 # %% kl_in_float32: cast to float32, combined in float64, put out in float32
 loc, log_scale = loc.float().double(), log_scale.float().double()

@@ -7,8 +7,10 @@ import contextlib
 import io
 import json
 import os
+import random
 import re
 import secrets
+import select
 import socket
 import tempfile
 import zipfile
@@ -116,45 +118,34 @@ def file_of(content: bytes, name: str = "ps1.ipynb") -> HandIn:
     return lambda notebook, folder: (folder.mkdir(parents=True), (folder / name).write_bytes(content))
 
 
-def with_cells(change: Callable[[list[dict[str, Any]]], object]) -> HandIn:
-    """Return a function that hands in a notebook whose cells have been changed, or others returned."""
-
-    def hand_in(notebook: dict[str, Any], folder: Path) -> None:
-        changed = change(notebook["cells"])
-        save({**notebook, "cells": changed} if isinstance(changed, list) else notebook, folder)
-
-    return hand_in
+def with_cells(change: Callable[[dict[str, Any]], list[dict[str, Any]]]) -> HandIn:
+    """Return a function that hands in a notebook with other cells in the place of each."""
+    return lambda notebook, folder: save(
+        {**notebook, "cells": [new for cell in notebook["cells"] for new in change(cell)]}, folder
+    )
 
 
 def changing(**sources: str) -> HandIn:
     """Return a function that hands in a notebook in which cells have other sources."""
-    return with_cells(lambda cells: [{**c, "source": sources.get(name_of(c), c["source"])} for c in cells])
+    return with_cells(lambda cell: [{**cell, "source": sources.get(name_of(cell), cell["source"])}])
+
+
+def without(keep: Callable[[str], bool]) -> HandIn:
+    """Return a function that hands in only the cells whose names are to be kept."""
+    return with_cells(lambda cell: [cell] * keep(name_of(cell)))
 
 
 def adding(source: str) -> HandIn:
     """Return a function that hands in a notebook with a cell before all others."""
     cell = {"cell_type": "code", "source": source, "metadata": {}, "outputs": [], "execution_count": None}
-    return with_cells(lambda cells: [cell, *cells])
-
-
-def without(keep: Callable[[str], bool]) -> HandIn:
-    """Return a function that hands in only the cells whose names are to be kept."""
-    return with_cells(lambda cells: [cell for cell in cells if keep(name_of(cell))])
+    return lambda notebook, folder: save({**notebook, "cells": [cell, *notebook["cells"]]}, folder)
 
 
 def renaming(old: str, new: str) -> HandIn:
     """Return a function that hands in a cell under another name."""
-
-    def hand_in(notebook: dict[str, Any], folder: Path) -> None:
-        cell_named(notebook, old)["metadata"]["nbgrader"]["grade_id"] = new
-        save(notebook, folder)
-
-    return hand_in
-
-
-def not_json(notebook: dict[str, Any], folder: Path) -> None:
-    """Hand in half of a notebook."""
-    file_of(json.dumps(notebook).encode()[:2000])(notebook, folder)
+    return lambda notebook, folder: (
+        cell_named(notebook, old)["metadata"]["nbgrader"].update(grade_id=new), save(notebook, folder),
+    )  # fmt: skip
 
 
 def zipped(content: bytes, method: int = zipfile.ZIP_DEFLATED, name: str = "ps1.ipynb") -> bytes:
@@ -165,14 +156,22 @@ def zipped(content: bytes, method: int = zipfile.ZIP_DEFLATED, name: str = "ps1.
     return packed.getvalue()
 
 
+def with_wrong_bytes(content: bytes, rng: random.Random, most: int) -> bytes:
+    """Return content in which some bytes are others, at most so many."""
+    wrong = bytearray(content)
+    for _ in range(rng.randint(1, most)):
+        wrong[rng.randrange(len(wrong))] = rng.randrange(256)
+    return bytes(wrong)
+
+
 def in_zip(notebook: dict[str, Any], folder: Path) -> None:
     """Hand in an archive."""
     content = zipped(json.dumps(notebook).encode(), name="homework/ps1.ipynb")
     file_of(content, "homework.zip")(notebook, folder)
 
 
-TWICE = with_cells(lambda cells: [cell for cell in cells for _ in range(1 + (name_of(cell) == "best_scale"))])
-STRIPPED = with_cells(lambda cells: [{**cell, "metadata": {}} for cell in cells])
+TWICE = with_cells(lambda cell: [cell] * (1 + (name_of(cell) == "best_scale")))
+STRIPPED = with_cells(lambda cell: [{**cell, "metadata": {}}])
 FOR_EVER = "def best_scale(y, loc):\n    while True:\n        pass"
 SPECIAL = "def best_scale(y, loc):\n    return torch.tensor(2.0) if len(y) == 3 else y.new_zeros(())"
 SNOOPING = "import glob\nassert glob.glob('/*/*/*.ipynb') + glob.glob('/[a-o]*/**/ps1.ipynb')"
@@ -205,7 +204,9 @@ SUBMISSIONS = [
     ("200,000 prints", "a loop prints more than anybody reads",
      adding("for number in range(200_000):\n    print(number)"), "11 of 11 points"),
     ("no metadata", "an editor has removed all names of cells", STRIPPED, "11 of 11 points"),
-    ("not JSON", "half of the file is missing", not_json, "malformed, 0 of 11 points"),
+    ("not JSON", "half of the file is missing",
+     lambda notebook, folder: file_of(json.dumps(notebook).encode()[:2000])(notebook, folder),
+     "malformed, 0 of 11 points"),
     ("empty folder", "nothing was handed in", lambda notebook, folder: folder.mkdir(parents=True),
      "malformed, 0 of 11 points"),
     ("patched comparison", "wrong, and `torch.allclose` always agrees", changing(best_scale=PATCHED),
@@ -242,6 +243,13 @@ def claim(*lines):
     for pipe in result_pipes():
         os.write(pipe, b''.join(json.dumps(line).encode() + b'\\n' for line in lines))
 """
+REACHED = """\
+import contextlib, os, signal, time
+from pathlib import Path
+class Reached(Exception):
+    pass
+def reached(what):
+    raise Reached(what)"""
 FORGE = f"if 'forge' in dir():\n    {' = '.join(PS1)} = forge"
 
 
@@ -263,25 +271,14 @@ class Outside(NamedTuple):
             "SOCKET": self.listeners[1].getsockname()[1:].decode(),
             "GRADER": os.getpid(),
         }
-        lines = [
-            "import contextlib, os, signal, time",
-            "from pathlib import Path",
-            *(f"{name} = {value!r}" for name, value in names.items()),
-            "class Reached(Exception):",
-            "    pass",
-            "def reached(what):",
-            "    raise Reached(what)",
-        ]
-        return "\n".join(lines)
+        return "\n".join([REACHED, *(f"{name} = {value!r}" for name, value in names.items())])
 
     def num_connections(self) -> int:
         """Return how many connections have arrived since the last call."""
         found = 0
-        for listener in self.listeners:
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    listener.accept()[0].close()
-                    found += 1
+        while ready := select.select(self.listeners, [], [], 0)[0]:
+            ready[0].accept()[0].close()
+            found += 1
         return found
 
 
@@ -298,8 +295,6 @@ def outside() -> Iterator[Outside]:
     ):
         abstract.bind(f"\0vaecourse-{secret}")
         abstract.listen()
-        for listener in (port, abstract):
-            listener.setblocking(False)
         for name, text in (("secret.txt", secret), ("ps1.ipynb", "{}")):
             Path(folder, name).write_text(text)
         Path(folder, "outside").mkdir()

@@ -1,4 +1,4 @@
-"""One call of a student's function: what must be true while it runs, and what is told of it."""
+"""One call of a student's function: the circumstances in which it runs, and what is reported about it."""
 
 import base64
 import contextlib
@@ -19,7 +19,7 @@ HOST_READS = {"tolist", "item", "numpy", "__int__", "__index__", "__array__"}
 
 
 def answer(call: dict[str, Any], namespace: dict[str, Any], objects: dict[str, Any]) -> dict[str, Any]:
-    """Carry out one call and return what is told of it.
+    """Carry out one call and return a report of it.
 
     ``function`` is called with ``args`` and ``kwargs``; the rest of a call is optional:
 
@@ -27,10 +27,10 @@ def answer(call: dict[str, Any], namespace: dict[str, Any], objects: dict[str, A
     * ``gradients``: positions of arguments; the gradient of the sum of value times ``weights``
     * ``autocast``: a dtype for torch.autocast on the CPU around the call
     * ``global_seed``: for the global generators of torch, numpy and random before it
-    * ``count_lines``: also tell how many lines of Python ran, and what took numbers out of tensors
+    * ``count_lines``: also report how many lines of Python ran, and what took numbers out of tensors
     * ``file_size_limit``: bytes that a file may have during the call
-    * ``tell``: objects (a model, a generator) whose numbers are told afterwards
-    * ``files``: names of files whose bytes are told afterwards
+    * ``tell``: objects (a model, a generator) whose numbers are reported afterwards
+    * ``files``: names of files whose bytes are reported afterwards
     """
     build(call.get("make", {}), objects)
     args = [decode(value, objects) for value in call.get("args", [])]
@@ -60,7 +60,7 @@ def answer(call: dict[str, Any], namespace: dict[str, Any], objects: dict[str, A
 
 @contextlib.contextmanager
 def _circumstances(call: dict[str, Any], told: dict[str, Any]) -> Iterator[None]:
-    """Provide what a call asks to be true, or to be counted, while it runs."""
+    """Set up what a call asks for while it runs: autocast, a limit, counting."""
     with contextlib.ExitStack() as stack:
         if dtype := call.get("autocast"):
             import torch
@@ -77,7 +77,7 @@ def _circumstances(call: dict[str, Any], told: dict[str, Any]) -> Iterator[None]
 
 @contextlib.contextmanager
 def _counting(told: dict[str, Any]) -> Iterator[None]:
-    """Tell how many lines of Python run, ours left out, and which functions take numbers out of tensors."""
+    """Count the lines of Python that run, except ours, and note what takes numbers out of tensors."""
     import torch
 
     reads = set[str]()
@@ -115,7 +115,7 @@ def _gradients(value: Any, arguments: list[Any], weights: Any) -> list[Any]:
 
     if not (is_tensor(value) and value.requires_grad):
         return [None] * len(arguments)
-    if weights.shape != value.shape:  # the wrong shape is told with the value
+    if weights.shape != value.shape:  # the wrong shape is reported with the value
         weights = torch.ones_like(value)
     found = torch.autograd.grad((value * weights).sum(), arguments, allow_unused=True)
     return [None if gradient is None else encode(gradient) for gradient in found]

@@ -1,8 +1,8 @@
 """A filter of system calls for the sandbox, as the bytes that bubblewrap takes.
 
-What it refuses is memory that belongs to no process, and that a look at processes therefore
-misses (memfd, System V segments, shared mappings without a file), and a few doors into the kernel
-that student code has no use for.  Everything else is allowed; the walls are the namespaces.
+It refuses memory that belongs to no process, which the watch over processes would miss (memfd,
+System V segments, shared mappings without a file), and a few doors into the kernel that student
+code does not need.  Everything else is allowed; the walls are the namespaces.
 """
 
 import platform
@@ -24,7 +24,7 @@ MACHINES = {
 
 
 def seccomp_filter(machine: str | None = None) -> bytes:
-    """Return the filter for a kind of machine, this one by default; nothing for kinds that are not listed."""
+    """Return the filter for a kind of machine, by default this one; it is empty for kinds not listed."""
     machine = machine or platform.machine()
     if machine not in MACHINES:
         return b""

@@ -1,4 +1,4 @@
-"""What is run in a box, as a student's cell, to see whether the box holds back what it must."""
+"""Runs in a box, as a student's cell would, and looks for holes in its walls."""
 
 import importlib
 import mmap
@@ -11,7 +11,7 @@ from typing import NoReturn
 
 
 def probe(hidden: list[str], secrets: list[str]) -> NoReturn:
-    """Raise what was found: any of these files, or of these variables of the environment, or a way out."""
+    """Raise SystemExit with what was found: a hidden file, a secret of the environment, or a way out."""
     folders = ("/usr", "/", "/dev", "/dev/shm/..")
     facts = {
         "the package is visible": _can(lambda: importlib.import_module("vaecourse.coursework")),
@@ -40,7 +40,7 @@ def _write(folder: str) -> None:
 
 
 def _environments() -> set[bytes]:
-    """Return the variables of all processes that can be seen."""
+    """Return the environment variables of all visible processes."""
     found = set[bytes]()
     for path in Path("/proc").glob("[0-9]*/environ"):
         if _can(path.read_bytes):

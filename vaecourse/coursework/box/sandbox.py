@@ -22,10 +22,10 @@ import threading
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vaecourse.coursework.box.filter import seccomp_filter
-from vaecourse.coursework.box.watching import LAST_LINE, MB, Limits, Watch
+from vaecourse.coursework.box.watching import MB, Limits, Outcome, watch
 
 BOX = Path(__file__).resolve().parent
 PACKAGE = BOX.parents[1]
@@ -36,24 +36,10 @@ FIRST_UID = 60_001  # the box of root runs as this user or one of the next, neve
 
 
 class SandboxError(RuntimeError):
-    """No sandbox can be had here, or it does not hold what it must."""
+    """There is no sandbox here, or it has a hole."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"{reason}; nothing was run (--trust-submissions would run it without a sandbox)")
-
-
-class Outcome(NamedTuple):
-    """What came out of the box.
-
-    `problem` is empty, or the name of the limit that ended the run (``timeout``, ``memory``, ``output``,
-    ``result``), ``stopped``, or ``ended`` if the runner ended before it had answered everything.
-    `errors` is the end of what was printed.
-    """
-
-    result: bytes
-    problem: str
-    seconds: float
-    errors: str
 
 
 def is_root() -> bool:
@@ -62,7 +48,7 @@ def is_root() -> bool:
 
 
 def environment_folders() -> list[Path]:
-    """Return the folders that Python and its libraries live in, without those below another one."""
+    """Return the outermost folders that hold Python and its libraries."""
     found = {Path(sys.prefix), Path(sys.base_prefix)}
     found |= {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
     if site.ENABLE_USER_SITE and site.USER_SITE:
@@ -74,7 +60,7 @@ def environment_folders() -> list[Path]:
 def box_command(slot: int, scratch: int, filter_file: int) -> list[str]:
     """Return the command that runs the runner in a box.
 
-    `slot` numbers the boxes of the same moment; `filter_file` is the descriptor of a system call filter.
+    `slot` numbers the boxes that run at the same time; `filter_file` is the file descriptor of the filter.
     """
     for tool in ["bwrap", *(["setpriv", "unshare"] if is_root() else [])]:
         if shutil.which(tool) is None:
@@ -115,7 +101,7 @@ def box_command(slot: int, scratch: int, filter_file: int) -> list[str]:
 
 
 def _system_folder(name: str) -> list[str]:
-    """Return the options for /bin and the like: links into /usr, or folders on older systems."""
+    """Return the options for /bin and the like, which are links into /usr, or folders on older systems."""
     path = Path("/") / name
     if path.is_symlink():
         return ["--symlink", str(path.readlink()), str(path)]
@@ -123,13 +109,13 @@ def _system_folder(name: str) -> list[str]:
 
 
 def _hide_package(shown: Sequence[Path]) -> list[str]:
-    """Return the options that lay an empty folder over the package where it is inside what is shown."""
+    """Return the options that cover the package with an empty folder, if it would be visible."""
     visible = any(PACKAGE.is_relative_to(path) for path in [*shown, Path("/usr")])
     return ["--size", "4096", "--tmpfs", str(PACKAGE), "--remount-ro", str(PACKAGE)] if visible else []
 
 
 def _variables(path: str) -> dict[str, str]:
-    """Return the environment of student code, all of it; the runner is found on this path."""
+    """Return the whole environment of student code; the runner is found on this path."""
     return {
         "PATH": f"{Path(sys.executable).parent}:/usr/bin",
         "PYTHONPATH": path,
@@ -150,14 +136,13 @@ def run(
     trusted: bool = False,
     stop: threading.Event | None = None,
 ) -> Outcome:
-    """Run cells and calls (see `runner`) in a box, and return what it said, which nobody has looked at yet.
+    """Run cells, then calls (see `runner`), in a box, and return what came out, unchecked.
 
-    `slot` is the number of the box among those that run at the same moment: boxes of root run as
-    different users.  A run that is trusted has no box and may do what this user may.  Setting `stop`
-    ends the run.  A SandboxError names the tool that is missing.
+    `slot` numbers the boxes that run at the same time: those of root run as different users.  A
+    trusted run has no box and may do whatever this user may.  Setting `stop` ends the run.
+    SandboxError names a missing tool.
     """
     limits = limits or Limits()
-    watch = Watch(limits, stop or threading.Event())
     with contextlib.ExitStack() as stack:
         if trusted:
             # without a namespace of its own, all processes of this user would count
@@ -188,11 +173,9 @@ def run(
         stack.callback(_end, process)
         feeder = threading.Thread(target=_feed, args=(process, job), daemon=True)
         feeder.start()
-        problem = watch.follow(process)
+        outcome = watch(process, limits, stop or threading.Event())
     feeder.join()
-    if not problem and not watch.result.endswith(LAST_LINE):
-        problem = "ended"
-    return Outcome(bytes(watch.result), problem, watch.seconds(), watch.errors.decode(errors="replace"))
+    return outcome
 
 
 def _feed(process: "subprocess.Popen[bytes]", job: bytes) -> None:
@@ -202,7 +185,7 @@ def _feed(process: "subprocess.Popen[bytes]", job: bytes) -> None:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Kill what is left of a run: the box dies with its first process, a trusted run with its session."""
+    """Kill what is left of a run: a box dies with its first process, a trusted run with its session."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
@@ -213,7 +196,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def self_test(slot: int = 0) -> None:
-    """Look from inside at what the box must hold back; raise SandboxError if there is no box that does."""
+    """Check from inside that a box holds; raise SandboxError if it has a hole, or does not start."""
     hidden = [str(PACKAGE / "coursework" / "tasks" / "ps1.py"), "/etc/passwd", str(Path.home() / ".profile")]
     ours = [f"{name}={value}" for name, value in os.environ.items() if name not in _variables("")]
     cell = ("probe", (BOX / "probe.py").read_text("utf-8"))

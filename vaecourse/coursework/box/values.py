@@ -1,7 +1,6 @@
-"""Values as JSON, and the objects that JSON can only name; used inside the box and outside.
+"""Values as JSON, and objects that JSON can only name; used inside the box and outside.
 
-Like `calls` and `runner` it needs only the standard library when it is imported: torch is loaded
-where a value needs it.
+Like `calls` and `runner`, it imports only the standard library; torch is loaded when a value needs it.
 """
 
 import sys
@@ -13,13 +12,13 @@ MAX_NUMBERS = 40_000  # of a tensor that is told
 
 
 def is_tensor(value: object) -> bool:
-    """Whether a value is a tensor; torch need not be loaded."""
+    """Whether a value is a tensor; torch may not be loaded at all."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
 def encode(value: Any) -> dict[str, Any]:
-    """Return a value as JSON data: a number, a tensor, nothing, or the name of another type."""
+    """Return a value as JSON data: a number, a tensor, None, or the name of another type."""
     if value is None:
         return {"kind": "none"}
     if isinstance(value, bool | int | float):
@@ -57,7 +56,7 @@ def decode(told: Any, objects: dict[str, Any]) -> Any:
 
 
 def build(described: dict[str, Any], objects: dict[str, Any]) -> dict[str, Any]:
-    """Add objects to those that there are, in order, and return all: an optimizer needs its model."""
+    """Make objects in order, since an optimizer needs its model; add them to the others and return all."""
     for name, told in described.items():
         objects[name] = decode(told, objects)
     return objects
@@ -66,7 +65,7 @@ def build(described: dict[str, Any], objects: dict[str, Any]) -> dict[str, Any]:
 def _linear_model(torch: Any, seed: int, width: int = 3, device: str = "cpu", is_stale: bool = False) -> Any:
     """Return a model whose `model(x)` is a loss: the mean squared norm of a linear layer's output.
 
-    A stale model has gradients of some earlier step.
+    A stale model has gradients from an earlier step.
     """
 
     class LinearModel(torch.nn.Module):  # type: ignore[misc]
@@ -99,7 +98,7 @@ FIXTURES: dict[str, Callable[..., Any]] = {
 
 
 def train_steps(model: Any, optimizer: Any, generator: Any, num_steps: int) -> None:
-    """Take steps whose batches come from the generator: what a resumed run has to repeat."""
+    """Take steps on batches drawn from the generator, which a resumed run has to repeat."""
     import torch
 
     width = next(model.parameters()).shape[-1]

@@ -1,4 +1,4 @@
-"""What a submission may use, and the watch over it from outside of the box."""
+"""The limits of a submission, and the watch over it from outside the box."""
 
 import contextlib
 import os
@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import psutil
 
@@ -31,61 +32,61 @@ class Limits:
     result: int = 1 * MB
 
 
-class Watch:
-    """Reads what a run says, into `result` and the end of it into `errors`, and looks at what it uses."""
+class Outcome(NamedTuple):
+    """What came out of the box.
 
-    def __init__(self, limits: Limits, stop: threading.Event) -> None:
-        self.limits, self.stop = limits, stop
-        self.result, self.errors, self.num_output = bytearray(), b"", 0
-        self.start = time.monotonic()
+    `problem` is empty, or the name of the limit that ended the run (``timeout``, ``memory``, ``output``,
+    ``result``), ``stopped``, or ``ended`` if the runner ended before it had answered everything.
+    `errors` is the end of what was printed.
+    """
 
-    def seconds(self) -> float:
-        """Return how long ago this was made."""
-        return time.monotonic() - self.start
+    result: bytes
+    problem: str
+    seconds: float
+    errors: str
 
-    def follow(self, process: "subprocess.Popen[bytes]") -> str:
-        """Return the name of the limit that was passed, or nothing when the run has ended by itself."""
-        assert process.stdout is not None and process.stderr is not None
-        with selectors.DefaultSelector() as selector:
-            for pipe in (process.stdout, process.stderr):
-                selector.register(pipe, selectors.EVENT_READ)
-            next_look = POLL
-            while selector.get_map() and not self.result.endswith(LAST_LINE):
-                for key, _ in selector.select(POLL):
-                    data = os.read(key.fd, 65_536)
-                    if not data:
-                        selector.unregister(key.fileobj)
-                    elif key.fileobj is process.stdout:
-                        self.result += data
-                    else:
-                        self.num_output += len(data)
-                        self.errors = (self.errors + data)[-2_000:]
-                if len(self.result) > self.limits.result:
-                    return "result"
-                if self.num_output > self.limits.output:
-                    return "output"
-                if self.seconds() >= next_look:
-                    if problem := self._look(process.pid):
-                        return problem
-                    next_look = self.seconds() + POLL
-        return ""
 
-    def _look(self, pid: int) -> str:
-        if self.stop.is_set():
-            return "stopped"
-        if self.seconds() > self.limits.wall:
-            return "timeout"
-        memory, processor = tree_usage(pid, self.limits.memory)
-        if memory > self.limits.memory:
-            return "memory"
-        return "timeout" if processor > self.limits.cpu else ""
+def watch(process: "subprocess.Popen[bytes]", limits: Limits, stop: threading.Event) -> Outcome:
+    """Follow a run until it finishes or exceeds a limit; the process may still be alive afterwards."""
+    assert process.stdout is not None and process.stderr is not None
+    start, looked = time.monotonic(), 0.0
+    result, errors, num_output, problem = bytearray(), b"", 0, ""
+    with selectors.DefaultSelector() as selector:
+        for pipe in (process.stdout, process.stderr):
+            selector.register(pipe, selectors.EVENT_READ)
+        while selector.get_map() and not problem and not result.endswith(LAST_LINE):
+            for key, _ in selector.select(POLL):
+                data = os.read(key.fd, 65_536)
+                if not data:
+                    selector.unregister(key.fileobj)
+                elif key.fileobj is process.stdout:
+                    result += data
+                else:
+                    num_output += len(data)
+                    errors = (errors + data)[-2_000:]
+            seconds = time.monotonic() - start
+            if len(result) > limits.result:
+                problem = "result"
+            elif num_output > limits.output:
+                problem = "output"
+            elif stop.is_set():
+                problem = "stopped"
+            elif seconds > limits.wall:
+                problem = "timeout"
+            elif seconds >= looked + POLL:
+                looked = seconds
+                memory, processor = tree_usage(process.pid, limits.memory)
+                problem = "memory" if memory > limits.memory else "timeout" if processor > limits.cpu else ""
+    if not problem and not result.endswith(LAST_LINE):
+        problem = "ended"
+    return Outcome(bytes(result), problem, time.monotonic() - start, errors.decode(errors="replace"))
 
 
 def tree_usage(pid: int, limit: int) -> tuple[int, float]:
-    """Return memory in bytes and processor time in seconds of a process and all below it.
+    """Return memory (bytes) and processor time (seconds) of a process and its descendants.
 
-    Memory that processes share is counted with each of them; if the sum passes `limit`, it is looked
-    at more closely, which takes longer, and shared memory is divided.
+    Shared memory is counted once per process.  If that sum exceeds `limit`, shared memory is divided
+    among the processes instead, which takes longer to find out.
     """
     try:
         first = psutil.Process(pid)

@@ -30,7 +30,7 @@ def kl_standard_normal(draw: Draw) -> Iterator[Check]:
 
 @task("ps2", points=2)
 def reparameterize(draw: Draw) -> Iterator[Check]:
-    """One draw and several; the gradient to both parameters; no noise but the given."""
+    """One draw and several; the gradient to both parameters; no noise but `eps`."""
     for shape, spread in (((4, 3), 1.0), ((6, 4, 3), 1.0), ((2, 5, 4, 3), 0.5), ((1, 4, 3), 5.0)):
         yield value_check(
             [draw.normal(4, 3), draw.uniform(-spread, spread, 4, 3), draw.normal(*shape)],
@@ -57,7 +57,7 @@ def elbo(draw: Draw) -> Iterator[Check]:
 
 @task("ps2", points=4)
 def evidence_gap(draw: Draw) -> Iterator[Check]:
-    """Divergence from the exact posterior, zero where the posterior is that one."""
+    """Divergence from the exact posterior, zero if q is that posterior."""
     normal, uniform, number = draw.normal, draw.uniform, draw.number
     for batch, data_dim, latent_dim, scale in (
         (4, 5, 2, number(0.5, 1.0)),

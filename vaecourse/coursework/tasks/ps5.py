@@ -1,4 +1,4 @@
-"""Problem set 5, training on a GPU: what is asked, and what of it can be seen on a CPU from outside."""
+"""Problem set 5, training on a GPU: the inputs, and what can be seen on a CPU from outside."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -27,7 +27,7 @@ def _weights(model: torch.nn.Module) -> list[Tensor]:
 
 
 def _process(group: str, make: Call, *calls: Call) -> list[Call]:
-    """Return calls that share a process, the first of which makes the objects of all."""
+    """Return calls that share a process; the first makes the objects of all."""
     return [{"group": group, "make": {} if number else make, **call} for number, call in enumerate(calls)]
 
 
@@ -98,7 +98,7 @@ def _judge_loss(answer: Answer, device: str) -> Problems:
 
 @task("ps5", points=2)
 def epoch_indices(draw: Draw) -> Iterator[Check]:
-    """Shape, device, no repetition, no preference, no noise but the generator's, no loop over examples."""
+    """Shape, device, no repetition, no bias, no noise but the generator's, no loop over examples."""
 
     def generator() -> Call:
         return {"generator": _fixture("generator", seed=draw.seed())}
@@ -194,7 +194,7 @@ def kl_in_float32(draw: Draw) -> Iterator[Check]:
 
 @task("ps5", points=2)
 def ddp_equivalent_learning_rate(draw: Draw) -> Iterator[Check]:
-    """DDP averages gradients: right for means over equal shards, too small for sums by their number."""
+    """DDP averages gradients, which is right for means; for sums it divides by the number of shards."""
 
     def right(learning_rate: float, world_size: int, loss_reduction: str) -> float:
         return learning_rate * (world_size if loss_reduction == "sum" else 1)
@@ -273,7 +273,7 @@ def _judge_crash(answers: Iterator[Answer]) -> Problems:
 
 
 def _differences(resumed: Answer, unbroken: Answer) -> Problems:
-    """Say where two runs differ, whose numbers must be the same to the last bit."""
+    """Yield differences between two runs whose numbers must agree to the last bit."""
     names = {"model": "the weights of the resumed run", "generator": "the draws of the resumed generator"}
     for thing, name in names.items():
         for found, wanted in zip(resumed.numbers(thing), unbroken.numbers(thing), strict=True):
