@@ -7,6 +7,7 @@ means; losses live in `objectives`, training in `training`.
 import itertools
 from collections.abc import Sequence
 
+import torch  # noqa: F401  (for the examples)
 from torch import Tensor, distributions, nn
 
 from vaecourse.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood

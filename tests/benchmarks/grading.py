@@ -2,14 +2,15 @@
 
 import json
 import os
-import time
 from dataclasses import asdict
 
-from tests.benchmarks.measuring import Settings, alternate
+from tests.benchmarks.measuring import Settings, alternate, timed
 from tests.benchmarks.report import Goal, Outcome, Row
 from tests.book.notebook_rules import ROOT
-from vaecourse.coursework.box.sandbox import Limits, SandboxError, run, self_test
-from vaecourse.coursework.grading import grade_all, grade_submission, student_code
+from vaecourse.coursework.box.sandbox import SandboxError, run, self_test
+from vaecourse.coursework.box.watching import Limits
+from vaecourse.coursework.classes import grade_all
+from vaecourse.coursework.grading import grade_submission, student_code
 from vaecourse.coursework.intake import read_submission
 from vaecourse.coursework.oracle import SETUP
 
@@ -35,9 +36,7 @@ def grading(settings: Settings) -> Outcome:
     }
     seconds = alternate(contenders, settings.choose(3 * settings.rounds, 2))
     class_size = settings.choose(60, 2)
-    start = time.perf_counter()
-    grades = list(grade_all([submission] * class_size, jobs=os.cpu_count() or 1))
-    whole = time.perf_counter() - start
+    whole, grades = timed(lambda: list(grade_all([submission] * class_size, jobs=os.cpu_count() or 1)))
     if {grade.score for grade in grades} != {grades[0].max_score}:
         raise RuntimeError("a right submission was not given full marks")
     extra = {name: [a - b for a, b in zip(seconds[name], seconds[BARE], strict=True)] for name in contenders}

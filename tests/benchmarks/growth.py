@@ -1,23 +1,18 @@
 """How time grows with images, batch, latents and samples, and memory with the samples."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
 
-from tests.benchmarks.measuring import Settings, alternate, growth_exponent
+from tests.benchmarks.measuring import Settings, alternate, growth_exponent, timed
 from tests.benchmarks.report import Goal, Outcome, Row
-from tests.benchmarks.task import BATCH_SIZE, DATA_DIM, HIDDEN_DIM, LATENT_DIM, new_vae
+from tests.benchmarks.task import BATCH_SIZE, DATA_DIM, LATENT_DIM, new_vae, train, unit_images
 from tests.benchmarks.worker import call
-from vaecourse.datasets import mnist, to_unit_interval
 from vaecourse.evaluation import nll_estimate
-from vaecourse.models import mlp_vae
-from vaecourse.objectives import negative_elbo
-from vaecourse.training import fit
 
 PROPORTIONAL = Goal("≤", 1.1)
-SMALL = Goal("≤", 20)
+MEMORY_GOALS = {"in chunks": Goal("≤", 20), "all at once": None}
 
 
 def growth(settings: Settings) -> Outcome:
@@ -51,42 +46,27 @@ def exponents(seconds: Mapping[str, Sequence[float]]) -> list[float]:
 
 def epoch_seconds(num_images: int, batch_size: int = BATCH_SIZE, latent_dim: int = LATENT_DIM) -> float:
     """Seconds of the second of two epochs of `fit`."""
-    torch.manual_seed(0)
-    history = fit(
-        mlp_vae(DATA_DIM, latent_dim, hidden_dims=(HIDDEN_DIM,)),
-        negative_elbo,
-        to_unit_interval(mnist("train")[0][:num_images]),
-        num_epochs=2,
-        batch_size=batch_size,
-        progress=False,
-    )
-    return history.seconds[1]
+    return train(new_vae(latent_dim), unit_images(num_images), 2, batch_size).seconds[1]
 
 
 def nll_seconds(settings: Settings, num_samples: int) -> float:
     """Seconds of an estimate of the likelihood of some images."""
     x, vae = torch.zeros(settings.choose(400, 20), DATA_DIM), new_vae().eval()
-    start = time.perf_counter()
-    nll_estimate(vae, x, num_samples=num_samples)
-    return time.perf_counter() - start
+    return timed(partial(nll_estimate, vae, x, num_samples=num_samples))[0]
 
 
 def memory_growth(settings: Settings) -> Outcome:
     """Memory that more samples take: in chunks, and, to show that it would be seen, all at once."""
     few, many = settings.choose((100, 1600), (100, 200))
+    memory = partial(call, "memory", images=100, threads=settings.threads)
     contenders = {
-        (name, count): partial(
-            call, ["memory", f"--samples={count}", "--images=100", *option], threads=settings.threads
-        )
-        for name, option in (("in chunks", []), ("all at once", ["--all-at-once"]))
-        for count in (few, many)
+        (name, samples): partial(memory, samples=samples, is_chunked=name == "in chunks")
+        for name in MEMORY_GOALS
+        for samples in (few, many)
     }
     peaks = alternate(contenders, settings.choose(3, 1))
-    rows = [
-        Row(
-            f"memory that {many} samples take beyond {few}, {name}", "MB", goal,
-            [b - a for a, b in zip(peaks[name, few], peaks[name, many], strict=True)],
-        )
-        for name, goal in (("in chunks", SMALL), ("all at once", None))
-    ]  # fmt: skip
+    rows = []
+    for name, goal in MEMORY_GOALS.items():
+        extra = [b - a for a, b in zip(peaks[name, few], peaks[name, many], strict=True)]
+        rows.append(Row(f"memory that {many} samples take beyond {few}, {name}", "MB", goal, extra))
     return Outcome(rows, {f"peak memory, {name}, {n} samples: MB": peaks[name, n] for name, n in peaks})

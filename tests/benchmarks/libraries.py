@@ -8,12 +8,12 @@ import io
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tests.benchmarks.measuring import timed
 from tests.benchmarks.task import BATCH_SIZE, DATA_DIM, LATENT_DIM, LEARNING_RATE, Epochs, new_vae
 from vaecourse.models import VAE
 
@@ -25,25 +25,19 @@ def pythae_vae(vae: VAE) -> Any:
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
 
-    class SharedEncoder(BaseEncoder):
-        def __init__(self, network: nn.Module) -> None:
-            super().__init__()
-            self.network = network
-
+    class Encoder(BaseEncoder):
         def forward(self, x: Tensor) -> ModelOutput:
             loc, log_scale = self.network(x)
             return ModelOutput(embedding=loc, log_covariance=2 * log_scale)
 
-    class SharedDecoder(BaseDecoder):
-        def __init__(self, network: nn.Module) -> None:
-            super().__init__()
-            self.network = network
-
+    class Decoder(BaseDecoder):
         def forward(self, z: Tensor) -> ModelOutput:
             return ModelOutput(reconstruction=torch.sigmoid(self.network(z)))
 
+    encoder, decoder = Encoder(), Decoder()
+    encoder.network, decoder.network = vae.encoder, vae.decoder
     config = VAEConfig(input_dim=(DATA_DIM,), latent_dim=LATENT_DIM, reconstruction_loss="bce")
-    return PythaeVAE(config, encoder=SharedEncoder(vae.encoder), decoder=SharedDecoder(vae.decoder))
+    return PythaeVAE(config, encoder=encoder, decoder=decoder)
 
 
 def pythae_contender(x: Tensor, epochs: int) -> Epochs:
@@ -54,8 +48,7 @@ def pythae_contender(x: Tensor, epochs: int) -> Epochs:
 
     class Stopwatch(TrainingCallback):
         def __init__(self) -> None:
-            self.start = 0.0
-            self.seconds: list[float] = []
+            self.start, self.seconds = 0.0, []
 
         def on_epoch_begin(self, training_config: BaseTrainerConfig, **kwargs: object) -> None:
             self.start = time.perf_counter()
@@ -64,33 +57,21 @@ def pythae_contender(x: Tensor, epochs: int) -> Epochs:
             self.seconds.append(time.perf_counter() - self.start)
 
     model, data = pythae_vae(new_vae()), BaseDataset(x, torch.ones(len(x)))
+    options = {
+        "num_epochs": epochs,
+        "per_device_train_batch_size": BATCH_SIZE,
+        "learning_rate": LEARNING_RATE,
+    }
+    logging.disable(logging.INFO)  # messages and progress bars would slow the trainer down
 
     def run() -> list[float]:
         stopwatch = Stopwatch()
-        with tempfile.TemporaryDirectory() as folder, silence():
-            config = BaseTrainerConfig(
-                output_dir=folder,
-                num_epochs=epochs,
-                per_device_train_batch_size=BATCH_SIZE,
-                learning_rate=LEARNING_RATE,
-                no_cuda=True,
-            )
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+            config = BaseTrainerConfig(output_dir=folder, no_cuda=True, **options)
             BaseTrainer(model, data, training_config=config, callbacks=[stopwatch]).train()
         return stopwatch.seconds
 
     return run
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Keep log messages and progress bars from the terminal, which would slow a trainer down."""
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
 
 
 def pyro_svi(vae: VAE) -> Any:
@@ -126,13 +107,8 @@ def pyro_contender(x: Tensor, epochs: int) -> Epochs:
     """Pyro's SVI, ready to run on batches indexed from memory; its model is kept from run to run."""
     svi = pyro_svi(new_vae())
 
-    def run() -> list[float]:
-        seconds = []
-        for _ in range(epochs):
-            start = time.perf_counter()
-            for indices in torch.randperm(len(x)).split(BATCH_SIZE):
-                svi.step(x[indices])
-            seconds.append(time.perf_counter() - start)
-        return seconds
+    def epoch() -> None:
+        for indices in torch.randperm(len(x)).split(BATCH_SIZE):
+            svi.step(x[indices])
 
-    return run
+    return lambda: [timed(epoch)[0] for _ in range(epochs)]

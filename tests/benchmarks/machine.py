@@ -7,32 +7,26 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 LIBRARIES = ["vaecourse", "torch", "numpy", "pythae", "pyro-ppl"]
 
 
 def machine() -> dict[str, Any]:
-    """Processor, vector instructions that torch uses, cores, memory and system."""
+    """Processor, vector instructions that torch uses, cores, memory in 10^9 bytes, and system."""
     return {
         "cpu": cpu_model(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
-        "memory_gb": memory_gb(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",
     }
 
 
-def memory_gb() -> float | None:
-    """Size of the memory in 10^9 bytes; None on Windows."""
-    if not hasattr(os, "sysconf"):
-        return None
-    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-
-
-def load() -> float | None:
-    """Processes that ran or waited to run in the last minute, on average; None on Windows."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+def load() -> float:
+    """Processes that ran or waited to run in the last minute, on average."""
+    return round(psutil.getloadavg()[0], 2)
 
 
 def cpu_model() -> str:
@@ -45,14 +39,8 @@ def cpu_model() -> str:
 
 def versions() -> dict[str, str | None]:
     """Versions of Python and of all libraries that are measured; None where one is missing."""
-    found = {"python": platform.python_version()}
-    return found | {name: installed_version(name) for name in LIBRARIES}
-
-
-def installed_version(distribution: str) -> str | None:
-    """Version of an installed distribution."""
-    names = {found.name for found in importlib.metadata.distributions()}
-    return importlib.metadata.version(distribution) if distribution in names else None
+    installed = {found.name: found.version for found in importlib.metadata.distributions()}
+    return {"python": platform.python_version(), **{name: installed.get(name) for name in LIBRARIES}}
 
 
 def missing(*modules: str) -> str | None:

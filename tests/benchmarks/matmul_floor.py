@@ -5,105 +5,49 @@ product, measured in the same rounds at the same precision.  A second, lower cei
 of the step's own products with nothing between them: they are small, and slower.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
 
-from tests.benchmarks.ceilings import (
-    ProductRecorder,
-    bf16_problem,
-    square_rate,
-    step_flops,
-    step_products,
-)
-from tests.benchmarks.measuring import Settings, alternate, ratios, seconds_per_call, steady_rate
-from tests.benchmarks.report import Goal, Outcome, Row
-from tests.benchmarks.task import (
-    BATCH_SIZE,
-    COMPILED,
-    COMPILED_BF16,
-    WAYS,
-    Epochs,
-    grey_images,
-    new_vae,
-    our_contenders,
-    our_problem,
-    square_size,
-)
+from tests.benchmarks import task
+from tests.benchmarks.ceilings import bf16_problem, square_rate, step_flops, step_products
+from tests.benchmarks.measuring import Settings, alternate, seconds_per_call, steady_rate
+from tests.benchmarks.report import Goal, Outcome, Rounds, Row
 from vaecourse.datasets import to_unit_interval
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
-GOALS = {COMPILED: Goal("≥", 70), COMPILED_BF16: Goal("≥", 40)}
+SQUARE, OWN = "a large square product, {}", "the step's own products, {}"
+GOALS = {task.COMPILED: Goal("≥", 70), task.COMPILED_BF16: Goal("≥", 40)}
 
 
 def matmul_floor(settings: Settings) -> Outcome:
     """Measure loops and ceilings in the same rounds, all in operations per second."""
-    x = to_unit_interval(grey_images(settings))
-    flops = step_flops(new_vae(), x[:BATCH_SIZE])
+    x, threads = to_unit_interval(task.grey_images(settings)), settings.threads
+    batch, size = x[: task.BATCH_SIZE], task.square_size(settings)
+    flops = step_flops(task.new_vae(), batch)
+
+    def loop_rate(train: task.Epochs) -> float:
+        return steady_rate(1, train()) * len(x) * flops / task.BATCH_SIZE
+
+    def own_rate(replay: Callable[[], None]) -> float:
+        return flops / seconds_per_call(replay, threads)
+
     contenders: dict[str, Callable[[], float]] = {
-        name: partial(loop_rate, train, len(x) * flops / BATCH_SIZE)
-        for name, train in our_contenders(x, settings).items()
+        name: partial(loop_rate, train) for name, train in task.our_contenders(x, settings).items()
     }
-    for name, dtype in DTYPES.items():
-        if ceiling_problem(name, settings) is None:
-            products = step_products(new_vae(), x[:BATCH_SIZE], dtype)
-            contenders[square(name)] = partial(square_rate, square_size(settings), dtype, settings.threads)
-            contenders[own(name)] = partial(own_rate, products, flops, settings.threads)
-    rates = alternate(contenders, settings.rounds)
-    count = Row("operations of a step, for each image", "MFLOP", values=[flops / BATCH_SIZE / 1e6])
-    return Outcome(
-        rows=[count, *ceiling_rows(rates, settings), *share_rows(rates, settings)],
-        measurements={f"{name}: operations per second": values for name, values in rates.items()},
-    )
-
-
-def square(precision: str) -> str:
-    """Name of the first ceiling."""
-    return f"a large square product, {precision}"
-
-
-def own(precision: str) -> str:
-    """Name of the second ceiling."""
-    return f"the step's own products, {precision}"
-
-
-def ceiling_problem(precision: str, settings: Settings) -> str | None:
-    """Why a ceiling is not worth measuring; None if it is."""
-    return bf16_problem(settings.threads) if precision == "bf16" else None
-
-
-def loop_rate(train: Epochs, epoch_flops: float) -> float:
-    """Operations per second of a training loop, of its products alone."""
-    return steady_rate(1, train()) * epoch_flops
-
-
-def own_rate(products: ProductRecorder, flops: int, threads: int) -> float:
-    """Operations per second of the products of a step, one after the other."""
-    return flops / seconds_per_call(products.replay, threads)
-
-
-def ceiling_rows(rates: Mapping[str, Sequence[float]], settings: Settings) -> list[Row]:
-    """The rates of products."""
-    return [
-        Row(
-            name,
-            "GFLOP/s",
-            None,
-            [rate / 1e9 for rate in rates.get(name, ())],
-            ceiling_problem(precision, settings),
-        )
-        for precision in DTYPES
-        for name in (square(precision), own(precision))
-    ]
-
-
-def share_rows(rates: Mapping[str, Sequence[float]], settings: Settings) -> list[Row]:
-    """The share of each rate that every loop reaches; only the first has a goal."""
-    rows = []
-    for name, way in WAYS.items():
-        problem = our_problem(name, settings.threads)
-        for ceiling, goal in ((square(way.precision), GOALS.get(name)), (own(way.precision), None)):
-            values = [] if problem else [100 * share for share in ratios(rates[name], rates[ceiling])]
-            rows.append(Row(f"{name} / {ceiling}", "%", goal, values, problem))
-    return rows
+    problems = task.our_problems(settings)
+    for precision, dtype in DTYPES.items():
+        square, own = SQUARE.format(precision), OWN.format(precision)
+        problems[square] = problems[own] = bf16_problem(threads) if precision == "bf16" else None
+        if problems[own] is None:
+            contenders[square] = partial(square_rate, size, dtype, threads)
+            contenders[own] = partial(own_rate, step_products(task.new_vae(), batch, dtype).replay)
+    rates = Rounds(alternate(contenders, settings.rounds), problems)
+    rows = [Row("operations of a step, for each image", "MFLOP", values=[flops / task.BATCH_SIZE / 1e6])]
+    for precision in DTYPES:
+        rows += [rates.row(name.format(precision), "GFLOP/s", scale=1e-9) for name in (SQUARE, OWN)]
+    for name, way in task.WAYS.items():
+        for ceiling, goal in ((SQUARE, GOALS.get(name)), (OWN, None)):
+            rows.append(rates.ratio(name, ceiling.format(way.precision), "%", scale=100, goal=goal))
+    return Outcome(rows, {f"{name}: operations per second": values for name, values in rates.values.items()})

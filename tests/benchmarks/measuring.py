@@ -1,11 +1,12 @@
 """Runs in alternation, and what is made of them: rates, ratios round by round, growth."""
 
-import math
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 from torch.utils.benchmark import Timer
 
 T = TypeVar("T")
@@ -66,8 +67,13 @@ def seconds_per_call(function: Callable[[], object], threads: int, *, min_run_ti
     return float(timer.blocked_autorange(min_run_time=min_run_time).median)
 
 
+def timed(call: Callable[[], T]) -> tuple[float, T]:
+    """Seconds that a call of some seconds takes, and what it returns."""
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result
+
+
 def growth_exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     """Slope of log(cost) against log(size): 1 where twice the work takes twice as long."""
-    return statistics.linear_regression(
-        [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
-    ).slope
+    return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.machine import machine
-from vaecourse.cli.configuration import DATA_DIM, RunConfig
-from vaecourse.cli.runs import TEST_BITS_SEED
+from vaecourse.cli.configuration import RunConfig
+from vaecourse.cli.runs import DATA_DIM, TEST_BITS_SEED
 from vaecourse.training import Checkpoints, load_checkpoint
 
 RESULTS = Path(__file__).resolve().parents[2] / "book" / "results"
@@ -86,9 +86,8 @@ def main() -> None:
     parser.add_argument("--weights", action="store_true", help="keep the weights as well")
     options = parser.parse_args()
     content = record(options.folder, is_compiled=options.compiled)
-    (RESULTS / f"{options.name}.json").write_text(
-        json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8"
-    )
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    (RESULTS / f"{options.name}.json").write_text(text, "utf-8")
     if options.weights:
         write_weights(options.folder, RESULTS / options.name)
 

@@ -6,12 +6,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+from tests.benchmarks.measuring import ratios
 
 FORMAT = 1
 HEADER = ["benchmark", "what", "median", "range of the rounds", "goal", "reached"]
 BEGIN, END = "<!-- begin: written by python -m tests.benchmarks --page -->", "<!-- end -->"
 NONE = "–"
+Records = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,26 @@ class Row:
         }
 
 
+class Rounds(NamedTuple):
+    """What each contender measured in every round, and why some did not run."""
+
+    values: Mapping[str, Sequence[float]]
+    problems: Mapping[str, str | None] = {}
+
+    def row(self, name: str, unit: str, *, what: str = "", scale: float = 1, goal: Goal | None = None) -> Row:
+        """The figures of one contender."""
+        values = [scale * value for value in self.values.get(name, ())]
+        return Row(what or name, unit, goal, values, self.problems.get(name))
+
+    def ratio(
+        self, a: str, b: str, unit: str = "×", *, what: str = "", scale: float = 1, goal: Goal | None = None
+    ) -> Row:
+        """One contender over another, round by round; neither may have a problem."""
+        problem = self.problems.get(a) or self.problems.get(b)
+        values = [] if problem else [scale * ratio for ratio in ratios(self.values[a], self.values[b])]
+        return Row(what or f"{a} / {b}", unit, goal, values, problem)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Rows for the table, and every single measurement behind them."""
@@ -67,9 +90,8 @@ def number(value: float, unit: str = "") -> str:
 
 def cells(name: str, row: Mapping[str, Any]) -> list[str]:
     """One line of the table as text."""
-    goal = (
-        f"{row['goal']['relation']} {row['goal']['value']:g} {row['unit']}".rstrip() if row["goal"] else NONE
-    )
+    bound = row["goal"]
+    goal = f"{bound['relation']} {bound['value']:g} {row['unit']}".rstrip() if bound else NONE
     if row["median"] is None:
         return [name, row["what"], "not run", NONE, goal, NONE]
     is_single = row["lowest"] == row["highest"]
@@ -78,55 +100,48 @@ def cells(name: str, row: Mapping[str, Any]) -> list[str]:
     return [name, row["what"], number(row["median"], row["unit"]), spread, goal, reached]
 
 
-def all_cells(records: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+def all_cells(records: Records) -> list[list[str]]:
     """The lines of all benchmarks, without the header."""
     return [cells(name, row) for name, record in records.items() for row in record["rows"]]
 
 
-def reasons(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Why rows were not run, each reason once."""
-    found = [row["not_run"] for record in records.values() for row in record["rows"] if row["not_run"]]
-    return list(dict.fromkeys(found))
-
-
-def provenance(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """When and on what the benchmarks ran, one line for each different answer."""
+def notes(records: Records) -> list[str]:
+    """Why rows were not run, and when and on what the benchmarks ran; equal answers share a line."""
+    reasons = [row["not_run"] for record in records.values() for row in record["rows"] if row["not_run"]]
     names: dict[str, list[str]] = {}
     for name, record in records.items():
         machine, versions = record["machine"], record["versions"]
         kind = " A quick run, which says nothing about speed." if record["is_quick"] else ""
-        busy = " Other work ran beside it." if (record["load"] or 0) > 0.5 else ""
+        busy = " Other work ran beside it." if record["load"] > 0.5 else ""
         line = (
             f"{record['date']}, threads: {record['threads']}, {machine['cpu']} ({machine['cores']} cores, "
             f"{machine['instructions']}), {machine['memory_gb']} GB, {machine['system']}, "
             f"Python {versions['python']}, torch {versions['torch']}.{kind}{busy}"
         )
         names.setdefault(line, []).append(name)
-    return [f"{', '.join(those)}: {line}" for line, those in names.items()]
+    return [
+        *(f"Not run: {reason}" for reason in dict.fromkeys(reasons)),
+        *(f"{', '.join(those)}: {line}" for line, those in names.items()),
+    ]
 
 
-def text_table(records: Mapping[str, Mapping[str, Any]]) -> str:
+def text_table(records: Records) -> str:
     """The aligned table for a terminal."""
     lines = [HEADER, *all_cells(records)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
-    table = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
-    notes = [f"not run: {reason}" for reason in reasons(records)]
-    return "\n".join([*table, "", *notes, *provenance(records)])
+    table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    return "\n".join([*table, "", *notes(records)])
 
 
-def markdown_table(records: Mapping[str, Mapping[str, Any]]) -> str:
+def markdown_table(records: Records) -> str:
     """The same table for the book."""
     lines = [HEADER, ["---"] * len(HEADER), *all_cells(records)]
     table = ["| " + " | ".join(line) + " |" for line in lines]
-    notes = [f"- Not run: {reason}" for reason in reasons(records)]
-    return "\n".join([*table, "", *notes, *(f"- {line}" for line in provenance(records))])
+    return "\n".join([*table, "", *(f"- {note}" for note in notes(records))])
 
 
-def page_with_table(page: str, records: Mapping[str, Mapping[str, Any]]) -> str:
+def page_with_table(page: str, records: Records) -> str:
     """The page with its table replaced; everything outside the two markers stays."""
     if page.count(BEGIN) != 1 or page.count(END) != 1:
         raise ValueError(f"the page must hold each marker once: {BEGIN} and {END}")
@@ -146,7 +161,7 @@ def read_records(path: Path) -> dict[str, dict[str, Any]]:
     return records
 
 
-def write_records(path: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
+def write_records(path: Path, records: Records) -> None:
     """Write all records to a file, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"format": FORMAT, "benchmarks": records}

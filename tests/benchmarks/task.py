@@ -1,8 +1,7 @@
 """The task that all training benchmarks share, and this package's ways to do it."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from tests.benchmarks.measuring import Settings
 from vaecourse.datasets import binarize, mnist, to_unit_interval
 from vaecourse.models import VAE, mlp_vae
 from vaecourse.objectives import negative_elbo
-from vaecourse.training import compiler_problem, fit
+from vaecourse.training import History, compiler_problem, fit
 
 DATA_DIM, HIDDEN_DIM, LATENT_DIM = 784, 400, 20
 BATCH_SIZE, LEARNING_RATE = 128, 1e-3
@@ -28,50 +27,48 @@ class Way(NamedTuple):
     precision: Literal["float32", "bf16"]
 
 
-EAGER, COMPILED = "fit, eager, float32", "fit, compiled, float32"
-EAGER_BF16, COMPILED_BF16 = "fit, eager, bf16", "fit, compiled, bf16"
+COMPILED, COMPILED_BF16 = "fit, compiled, float32", "fit, compiled, bf16"
 WAYS = {
-    EAGER: Way(False, "float32"),
+    "fit, eager, float32": Way(False, "float32"),
     COMPILED: Way(True, "float32"),
-    EAGER_BF16: Way(False, "bf16"),
+    "fit, eager, bf16": Way(False, "bf16"),
     COMPILED_BF16: Way(True, "bf16"),
 }
 
 
-def our_problem(name: str, threads: int) -> str | None:
+def train(vae: VAE, x: Tensor, num_epochs: int, batch_size: int = BATCH_SIZE, **options: Any) -> History:
+    """Train with `fit`, which is given further options and shows no progress."""
+    sizes = {"num_epochs": num_epochs, "batch_size": batch_size, "learning_rate": LEARNING_RATE}
+    return fit(vae, negative_elbo, x, progress=False, **sizes, **options)
+
+
+def our_problems(settings: Settings) -> dict[str, str | None]:
     """Why a way of calling `fit` cannot run here, or is not worth it; None if it can."""
-    if WAYS[name].precision == "bf16" and (problem := bf16_problem(threads)):
-        return problem
-    return compiler_problem() if WAYS[name].is_compiled else None
+    found = {}
+    for name, way in WAYS.items():
+        problem = bf16_problem(settings.threads) if way.precision == "bf16" else None
+        found[name] = problem or (compiler_problem() if way.is_compiled else None)
+    return found
 
 
 def our_contenders(x: Tensor, settings: Settings) -> dict[str, Epochs]:
     """Every way of calling `fit` that works here, each with a model of its own, kept from run to run."""
-    return {
-        name: partial(train_ours, new_vae(), x, num_epochs(settings), way)
-        for name, way in WAYS.items()
-        if our_problem(name, settings.threads) is None
-    }
 
+    def contender(way: Way) -> Epochs:
+        vae, options = new_vae(), {"compile": way.is_compiled, "precision": way.precision}
+        return lambda: train(vae, x, num_epochs(settings), **options).seconds
 
-def train_ours(vae: VAE, x: Tensor, epochs: int, way: Way) -> list[float]:
-    """Seconds of each epoch of `fit`."""
-    return fit(
-        vae,
-        negative_elbo,
-        x,
-        num_epochs=epochs,
-        batch_size=BATCH_SIZE,
-        learning_rate=LEARNING_RATE,
-        compile=way.is_compiled,
-        precision=way.precision,
-        progress=False,
-    ).seconds
+    return {name: contender(WAYS[name]) for name, problem in our_problems(settings).items() if not problem}
 
 
 def grey_images(settings: Settings) -> Tensor:
     """MNIST's training images, uint8 (N, 28, 28); the incomplete batch at their end is part of the task."""
     return mnist("train")[0][: settings.choose(60_000, 3 * BATCH_SIZE + 32)]
+
+
+def unit_images(count: int) -> Tensor:
+    """The first training images in [0, 1], (count, 784)."""
+    return to_unit_interval(mnist("train")[0][:count])
 
 
 def binary_images(split: Literal["train", "test"], count: int, seed: int) -> Tensor:
@@ -85,10 +82,10 @@ def num_epochs(settings: Settings) -> int:
     return settings.choose(3, 2)
 
 
-def new_vae() -> VAE:
+def new_vae(latent_dim: int = LATENT_DIM) -> VAE:
     """The 784-400-20 Bernoulli VAE with ReLU, the same weights every time."""
     torch.manual_seed(0)
-    return mlp_vae(DATA_DIM, LATENT_DIM, hidden_dims=(HIDDEN_DIM,))
+    return mlp_vae(DATA_DIM, latent_dim, hidden_dims=(HIDDEN_DIM,))
 
 
 def square_size(settings: Settings) -> int:

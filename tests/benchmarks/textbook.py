@@ -4,7 +4,6 @@ a summed binary cross-entropy, and `.item()` at every step.
 After the VAE of PyTorch's own examples, https://github.com/pytorch/examples (BSD licence).
 """
 
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from tests.benchmarks.measuring import timed
 from tests.benchmarks.task import BATCH_SIZE, DATA_DIM, HIDDEN_DIM, LATENT_DIM, LEARNING_RATE, Epochs
 
 
@@ -78,24 +78,15 @@ def textbook_contender(images: Tensor, epochs: int) -> Epochs:
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     loader = DataLoader(Images(images.numpy(), to_tensor), batch_size=BATCH_SIZE, shuffle=True)
 
-    def run() -> list[float]:
-        return [train_epoch(model, optimizer, loader) for _ in range(epochs)]
+    def epoch() -> None:
+        model.train()
+        train_loss = 0.0
+        for data, _ in loader:
+            optimizer.zero_grad()
+            recon_batch, mu, logvar = model(data)
+            loss = textbook_loss(recon_batch, data, mu, logvar)
+            loss.backward()
+            train_loss += loss.item()
+            optimizer.step()
 
-    return run
-
-
-def train_epoch(
-    model: TextbookVAE, optimizer: torch.optim.Optimizer, loader: DataLoader[tuple[Tensor, int]]
-) -> float:
-    """Seconds of an epoch."""
-    start = time.perf_counter()
-    model.train()
-    train_loss = 0.0
-    for data, _ in loader:
-        optimizer.zero_grad()
-        recon_batch, mu, logvar = model(data)
-        loss = textbook_loss(recon_batch, data, mu, logvar)
-        loss.backward()
-        train_loss += loss.item()
-        optimizer.step()
-    return time.perf_counter() - start
+    return lambda: [timed(epoch)[0] for _ in range(epochs)]

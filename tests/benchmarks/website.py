@@ -10,37 +10,33 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.benchmarks.measuring import Settings, alternate, ratios
-from tests.benchmarks.report import Outcome, Row
-from tests.book.notebook_rules import ROOT
-from tests.site.serving import CHROMIUM, Quiet, serve
+from tests.benchmarks.measuring import Settings, alternate, ratios, timed
+from tests.benchmarks.report import Outcome, Rounds, Row
+from tests.site.serving import CHROMIUM, ROOT, Quiet, serve
 
 OURS, STOCK = "this site", "stock theme"
 CHAPTER, LIVE = "book/03_gaussian_to_mse.html", "book/live_figures.html"
 PAGES = [("chapter 3", CHAPTER, [OURS, STOCK]), ("live figures", LIVE, [OURS])]
 FORM_FACTORS = {"desktop": ["--preset=desktop"], "mobile": []}  # without a preset, Lighthouse is a phone
 CATEGORIES = {"accessibility": "accessibility", "best-practices": "best practices", "seo": "SEO"}
+METRICS = [
+    "first-contentful-paint",
+    "largest-contentful-paint",
+    "total-blocking-time",
+    "cumulative-layout-shift",
+]
+COMPARED = ["largest paint, mobile", "transferred", "uncompressed", "requests"]
 LIGHTHOUSE = ["npx", "--yes", "lighthouse@12.8.2"]
 FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-background-networking"
 
 # What the course adds to the theme.  Extensions of the text, the cache and local mathematics stay.
-LOOK = [
-    "course_descriptions",
-    "html_context",
-    "html_css_files",
-    "html_js_files",
-    "html_static_path",
-    "html_theme_options",
-    "ogp_social_cards",
-    "sitemap_excludes",
-    "sitemap_url_scheme",
-    "templates_path",
-]
+LOOK = ("course_", "html_", "ogp_", "sitemap_", "templates_")
 ADDED = {"notfound.extension", "sphinx_sitemap", "sphinxext.opengraph"}
 STOCK_SITE = '''"""What both sites share: no chapter is executed again, and MathJax is local."""
 
@@ -80,33 +76,28 @@ def website(settings: Settings) -> Outcome:
     """Build both sites in turns, serve them as a host would, and let Lighthouse open their pages."""
     if find_spec("jupyter_book") is None:
         return Outcome([Row("building", not_run="jupyter-book cannot be imported; to install: make book")])
-    with tempfile.TemporaryDirectory() as folder:
+    rounds = settings.choose(settings.rounds, 1)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         outputs = {OURS: Path(folder) / "ours", STOCK: Path(folder) / "stock"}
         configs = {OURS: ROOT / "_config.yml", STOCK: stock_config(Path(folder) / "config")}
         for site in outputs:  # chapters that no build has executed yet are executed here
             build(configs[site], outputs[site])
-        builds = alternate(
-            {site: functools.partial(build_twice, configs[site], outputs[site]) for site in outputs},
-            settings.choose(settings.rounds, 1),
-        )
-        outcome = build_outcome(builds)
+        twice = {site: partial(build_twice, configs[site], outputs[site]) for site in outputs}
+        built = build_outcome(alternate(twice, rounds))
         if reason := no_lighthouse():
             not_run = Row("Lighthouse's scores, and the weight of pages", not_run=reason)
-            return Outcome([*outcome.rows, not_run], outcome.measurements)
-        with contextlib.ExitStack() as stack:
-            addresses = {
-                site: stack.enter_context(serve(output / "_build/html", Host))
-                for site, output in outputs.items()
-            }
-            contenders = {
-                (page, site, form): functools.partial(look, addresses[site] + path, form)
-                for page, path, sites in settings.choose(PAGES, PAGES[:1])
-                for form in FORM_FACTORS
-                for site in sites
-            }
-            looks = alternate(contenders, settings.choose(settings.rounds, 1))
-    seen = look_outcome(looks)
-    return Outcome([*outcome.rows, *seen.rows], {**outcome.measurements, **seen.measurements})
+            return Outcome([*built.rows, not_run], built.measurements)
+        addresses = {
+            site: stack.enter_context(serve(output / "_build/html", Host)) for site, output in outputs.items()
+        }
+        contenders = {
+            (page, site, form): partial(look, addresses[site] + path, form)
+            for page, path, sites in settings.choose(PAGES, PAGES[:1])
+            for form in FORM_FACTORS
+            for site in sites
+        }
+        seen = look_outcome(alternate(contenders, rounds))
+    return Outcome([*built.rows, *seen.rows], {**built.measurements, **seen.measurements})
 
 
 # ---- building ----
@@ -120,7 +111,7 @@ def stock_config(folder: Path) -> Path:
     sphinx = config["sphinx"]
     sphinx["local_extensions"] = {"stock_site": str(folder)}
     sphinx["extra_extensions"] = [name for name in sphinx["extra_extensions"] if name not in ADDED]
-    sphinx["config"] = {name: value for name, value in sphinx["config"].items() if name not in LOOK}
+    sphinx["config"] = {name: value for name, value in sphinx["config"].items() if not name.startswith(LOOK)}
     folder.mkdir()
     (folder / "stock_site.py").write_text(STOCK_SITE, "utf-8")
     path = folder / "_config.yml"
@@ -128,24 +119,20 @@ def stock_config(folder: Path) -> Path:
     return path
 
 
+def run(command: Sequence[str | Path], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in the repository, and keep what it says."""
+    environ = {**os.environ, **environment}
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, errors="replace")
+
+
 def build(config: Path, output: Path) -> float:
     """Build the book into a folder, and return the seconds that it took."""
     program = Path(sys.executable).with_name("jupyter-book")
-    command = [program, "build", ".", "--config", config]
+    command = [program, "build", ".", "--config", config, "--path-output", output]
     path = os.pathsep.join([str(ROOT / "book/_ext"), os.environ.get("PYTHONPATH", "")])
-    start = time.perf_counter()
-    done = subprocess.run(
-        [*command, "--path-output", output],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    seconds = time.perf_counter() - start
+    seconds, done = timed(partial(run, command, PYTHONPATH=path))
     if done.returncode != 0 or not (output / "_build/html" / CHAPTER).is_file():
-        raise RuntimeError(f"the book could not be built:\n{done.stdout[-3000:]}")
+        raise RuntimeError(f"the book could not be built:\n{(done.stdout + done.stderr)[-3000:]}")
     return seconds
 
 
@@ -159,10 +146,10 @@ def build_outcome(builds: dict[str, list[tuple[float, float]]]) -> Outcome:
     """Rows of the builds, and the seconds behind them."""
     rows, measurements = [], {}
     for i, kind in enumerate(["build from nothing, chapters executed before", "second build, nothing new"]):
-        seconds = {site: [pair[i] for pair in pairs] for site, pairs in builds.items()}
-        rows += [Row(f"{kind}: {site}", "s", values=values) for site, values in seconds.items()]
-        rows.append(Row(f"{kind}: {OURS} / {STOCK}", "×", values=ratios(seconds[OURS], seconds[STOCK])))
-        measurements |= {f"{kind}, {site}: seconds": values for site, values in seconds.items()}
+        seconds = Rounds({site: [pair[i] for pair in pairs] for site, pairs in builds.items()})
+        rows += [seconds.row(site, "s", what=f"{kind}: {site}") for site in builds]
+        rows.append(seconds.ratio(OURS, STOCK, what=f"{kind}: {OURS} / {STOCK}"))
+        measurements |= {f"{kind}, {site}: seconds": seconds.values[site] for site in builds}
     return Outcome(rows, measurements)
 
 
@@ -209,24 +196,17 @@ def no_lighthouse() -> str | None:
         return "no Chromium; to install: apt-get install chromium, or Chrome from its vendor"
     if shutil.which("npx") is None:
         return "no npx, which fetches Lighthouse; to install: Node.js 18.20 or newer, with npm"
-    done = subprocess.run([*LIGHTHOUSE, "--version"], capture_output=True, text=True)
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        return (
-            f"{' '.join(LIGHTHOUSE)} does not start ({lines[0]}); it needs Node.js 18.20 and npm's registry"
-        )
-    return None
+    done = run([*LIGHTHOUSE, "--version"])
+    if done.returncode == 0:
+        return None
+    (line, *_) = done.stderr.strip().splitlines() or ["no message"]
+    return f"{' '.join(LIGHTHOUSE)} does not start ({line}); it needs Node.js 18.20 and npm's registry"
 
 
 def look(address: str, form_factor: str) -> Look:
     """Let Lighthouse open a page once."""
     command = [*LIGHTHOUSE, address, "--quiet", "--output=json", f"--chrome-flags={FLAGS}"]
-    done = subprocess.run(
-        [*command, *FORM_FACTORS[form_factor]],
-        env={**os.environ, "CHROME_PATH": CHROMIUM or ""},
-        capture_output=True,
-        text=True,
-    )
+    done = run([*command, *FORM_FACTORS[form_factor]], CHROME_PATH=CHROMIUM or "")
     if done.returncode != 0:
         raise RuntimeError(f"Lighthouse failed on {address}:\n{done.stderr[-2000:]}")
     return summary(json.loads(done.stdout))
@@ -237,72 +217,45 @@ def summary(report: dict[str, Any]) -> Look:
     if error := report.get("runtimeError"):
         raise RuntimeError(f"Lighthouse could not judge {report['requestedUrl']}: {error['message']}")
     audits = report["audits"]
-    names = [
-        "first-contentful-paint",
-        "largest-contentful-paint",
-        "total-blocking-time",
-        "cumulative-layout-shift",
-    ]
-    files = [
-        file for file in audits["network-requests"]["details"]["items"] if file["url"].startswith("http")
-    ]
+    requests = audits["network-requests"]["details"]["items"]
+    files = [file for file in requests if file["url"].startswith("http")]
     return Look(
         {name: 100 * category["score"] for name, category in report["categories"].items()},
-        {name: audits[name]["numericValue"] for name in names},
+        {name: audits[name]["numericValue"] for name in METRICS},
         sum(file.get("transferSize", 0) for file in files) / 1000,
         sum(file.get("resourceSize", 0) for file in files) / 1000,
         len(files),
     )
 
 
-Key = tuple[str, str, str]
-
-
-def look_outcome(looks: dict[Key, list[Look]]) -> Outcome:
+def look_outcome(looks: dict[tuple[str, str, str], list[Look]]) -> Outcome:
     """Rows of Lighthouse's scores and of the weight of pages, and the numbers behind them."""
-    rows = []
+    rows, ours = [], {}
     for page, site in dict.fromkeys((page, site) for page, site, _ in looks):
-        seen = {form: looks[page, site, form] for form in FORM_FACTORS}
-        both = [one for form in FORM_FACTORS for one in seen[form]]
-        for form in FORM_FACTORS:
-            points = [one.scores["performance"] for one in seen[form]]
-            rows.append(Row(f"{page}, {site}: performance, {form}", "points", values=points))
-        for category, name in CATEGORIES.items():
-            points = [one.scores[category] for one in both]
-            rows.append(Row(f"{page}, {site}: {name}", "points", values=points))
-        paint = [one.metrics["largest-contentful-paint"] / 1000 for one in seen["mobile"]]
-        rows += [
-            Row(f"{page}, {site}: largest paint, mobile", "s", values=paint),
-            Row(f"{page}, {site}: transferred", "kB", values=[middle(both, "transferred")]),
-            Row(f"{page}, {site}: uncompressed", "kB", values=[middle(both, "raw")]),
-            Row(f"{page}, {site}: requests", "", values=[middle(both, "requests")]),
-        ]
-        if site == STOCK:
-            rows += comparison(page, looks)
-    measurements = {
-        f"{', '.join(key)}: Lighthouse": [o._asdict() for o in ones] for key, ones in looks.items()
+        seen = figures({form: looks[page, site, form] for form in FORM_FACTORS})
+        rows += [Row(f"{page}, {site}: {name}", unit, values=values) for name, (unit, values) in seen.items()]
+        if site == OURS:
+            ours = seen
+            continue
+        for name in COMPARED:
+            values = ratios(ours[name][1], seen[name][1])
+            rows.append(Row(f"{page}, {OURS} / {STOCK}: {name}", "×", values=values))
+    return Outcome(
+        rows,
+        {f"{', '.join(key)}: Lighthouse": [one._asdict() for one in ones] for key, ones in looks.items()},
+    )
+
+
+def figures(seen: dict[str, list[Look]]) -> dict[str, tuple[str, list[float]]]:
+    """Unit and values of all that the table shows of a page; of what hardly varies, the median alone."""
+    both = [one for form in FORM_FACTORS for one in seen[form]]
+    points = {f"performance, {form}": [one.scores["performance"] for one in seen[form]] for form in seen}
+    points |= {name: [one.scores[category] for one in both] for category, name in CATEGORIES.items()}
+    paints = [one.metrics["largest-contentful-paint"] / 1000 for one in seen["mobile"]]
+    return {
+        **{name: ("points", values) for name, values in points.items()},
+        "largest paint, mobile": ("s", paints),
+        "transferred": ("kB", [statistics.median(one.transferred for one in both)]),
+        "uncompressed": ("kB", [statistics.median(one.raw for one in both)]),
+        "requests": ("", [statistics.median(one.requests for one in both)]),
     }
-    return Outcome(rows, measurements)
-
-
-def comparison(page: str, looks: dict[Key, list[Look]]) -> list[Row]:
-    """Rows that hold this site against the stock theme."""
-    ours, stock = (looks[page, site, "mobile"] for site in [OURS, STOCK])
-    versus = f"{page}, {OURS} / {STOCK}"
-    paints = [[one.metrics["largest-contentful-paint"] for one in ones] for ones in (ours, stock)]
-    return [
-        Row(f"{versus}: largest paint, mobile", "×", values=ratios(*paints)),
-        *(
-            Row(f"{versus}: {name}", "×", values=[middle(ours, field) / middle(stock, field)])
-            for name, field in {
-                "transferred": "transferred",
-                "uncompressed": "raw",
-                "requests": "requests",
-            }.items()
-        ),
-    ]
-
-
-def middle(looks: list[Look], field: str) -> float:
-    """Median of something that hardly varies."""
-    return float(statistics.median(getattr(one, field) for one in looks))

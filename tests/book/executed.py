@@ -3,8 +3,8 @@
 The site is built from that cache, so that no chapter is executed twice with the same parameters.
 """
 
+import functools
 import importlib.util
-from itertools import groupby
 
 import nbformat
 import pytest
@@ -16,6 +16,7 @@ from tests.book.notebook_rules import ROOT
 FAILED = pytest.StashKey[bool]()
 
 
+@functools.cache
 def cache_folder() -> str:
     """Where the book's own extension looks for executions with this state of the package."""
     spec = importlib.util.spec_from_file_location("course_site", ROOT / "book/_ext/course_site.py")
@@ -31,17 +32,18 @@ def pytest_runtest_makereport(item: pytest.Item):
     return report
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Keep what this process has executed."""
-    cells = [item for item in session.items if hasattr(item, "test_outputs")]
-    for path, group in groupby(cells, key=lambda item: item.path):
-        executed = {cell.cell.id: cell for cell in group}
-        notebook = nbformat.read(path, as_version=4)
-        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-        if any(executed[cell.id].stash[FAILED] if cell.id in executed else cell.source for cell in code):
-            continue
-        for number, cell in enumerate(code, 1):
-            cell.outputs = executed[cell.id].test_outputs if cell.id in executed else []
-            cell.execution_count = number
-        bundle = CacheBundleIn(nb=notebook, uri=str(path), data={"execution_seconds": 0.0})
-        get_cache(cache_folder()).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """After the last cell of a notebook, keep what has been executed."""
+    if nextitem is not None and nextitem.path == item.path:
+        return
+    cells = [other for other in item.session.items if other.path == item.path]
+    executed = {cell.cell.id: cell for cell in cells if hasattr(cell, "test_outputs")}
+    notebook = nbformat.read(item.path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if any(executed[cell.id].stash[FAILED] if cell.id in executed else cell.source for cell in code):
+        return
+    for number, cell in enumerate(code, 1):
+        cell.outputs = executed[cell.id].test_outputs if cell.id in executed else []
+        cell.execution_count = number
+    bundle = CacheBundleIn(nb=notebook, uri=str(item.path), data={"execution_seconds": 0.0})
+    get_cache(cache_folder()).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)

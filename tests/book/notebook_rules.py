@@ -49,7 +49,7 @@ NOTEBOOK_METADATA = {
 CELL_METADATA = {"tags", "mystnb", "nbgrader"}
 CHECK = "nbval-check-output"
 TAGS = {"parameters", "by-hand", CHECK, "nbval-ignore-output", "hide-input"}
-MAX_LINES, MAX_MEDIAN_LINES, MAX_DIGITS, MIN_ALT = 15, 6, 5, 40
+MAX_LINES, MAX_MEDIAN, MAX_DIGITS, MIN_ALT = 15, 6, 5, 40
 
 CLOSING = re.compile(r"\$\$\s*\(([^()]*)\)$")  # of a labelled equation
 SLUG = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -276,8 +276,7 @@ def check_outputs(cell: NotebookNode, tags: list[str]) -> Iterator[str]:
     if None in stored:
         yield "stores an output that is not plain text; print text, or drop the tag nbval-check-output"
     for number in (n for text in stored if text for n in DECIMAL.findall(text)):
-        mantissa = re.split("[eE]", number)[0]
-        if len(re.sub(r"\D", "", mantissa).lstrip("0")) > MAX_DIGITS:
+        if len(re.sub(r"[eE].*|\D", "", number).lstrip("0")) > MAX_DIGITS:
             yield f"prints {number}; print at most {MAX_DIGITS} significant digits"
 
 
@@ -404,16 +403,12 @@ def check_notebook(nb: NotebookNode) -> Iterator[tuple[str, str]]:
     yield from ((cell.id, message) for cell in nb.cells for message in check_cell(cell))
     yield from check_headings(nb.cells)
     code = [cell for cell in nb.cells if cell.cell_type == "code"]
-    first = code[0] if code else None
-    if first is None or first.id != "setup" or first.metadata or first.source != SETUP:
+    if not code or (code[0].id, code[0].metadata, code[0].source) != ("setup", {}, SETUP):
         yield "setup", "the first code cell is not the canonical one, untagged, with id setup; run --fix"
     yield from check_parameters(code)
     lengths = [sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in code]
-    if code and (median := statistics.median(lengths)) > MAX_MEDIAN_LINES:
-        yield (
-            "notebook",
-            f"has code cells of median {median:g} lines; split some, {MAX_MEDIAN_LINES} are allowed",
-        )
+    if code and (median := statistics.median(lengths)) > MAX_MEDIAN:
+        yield "notebook", f"has code cells of median {median:g} lines; split some, {MAX_MEDIAN} is the limit"
 
 
 def violations(path: Path) -> list[str]:
@@ -432,10 +427,9 @@ def normalize(nb: NotebookNode) -> None:
     for number, cell in enumerate(nb.cells, start=1):
         cell.setdefault("id", f"cell-{number}")
         cell.source = "\n".join(line.rstrip() for line in cell.source.splitlines()).strip("\n")
-        kept = {key: value for key, value in cell.metadata.items() if key in CELL_METADATA and value}
-        cell.metadata = NotebookNode(kept)
+        cell.metadata = NotebookNode({k: v for k, v in cell.metadata.items() if k in CELL_METADATA and v})
         if cell.cell_type == "code":
-            cell.outputs = cell.outputs if CHECK in kept.get("tags", []) else []
+            cell.outputs = cell.outputs if CHECK in cell.metadata.get("tags", []) else []
             cell.execution_count = 1 if cell.outputs else None
             for output in cell.outputs:
                 neutral = {"metadata": NotebookNode(), "execution_count": 1}
@@ -469,6 +463,16 @@ def normal_form(text: str) -> str:
     return written(nb)
 
 
+def rewrite(path: Path, *, run: bool) -> None:
+    """Write the normal form of a notebook's file, after running it where that is asked for."""
+    nb = read(path)
+    normalize(nb)
+    if run:
+        execute(nb, path.resolve().parent)
+        normalize(nb)
+    path.write_text(written(nb), "utf-8")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status is 1 when violations remain."""
     parser = argparse.ArgumentParser(description="Check notebooks.")
@@ -478,21 +482,14 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     failed = False
     for path in options.paths:
-        if options.fix or options.execute:
-            nb = read(path)
-            normalize(nb)
-            try:
-                if options.execute:
-                    execute(nb, path.resolve().parent)
-            except CellExecutionError as error:
-                print(f"{path}: notebook: does not run, nothing written\n{error}")
-                failed = True
-                continue
-            normalize(nb)
-            path.write_text(written(nb), "utf-8")
-        for message in violations(path):
-            print(message)
-            failed = True
+        try:
+            if options.fix or options.execute:
+                rewrite(path, run=options.execute)
+            found = violations(path)
+        except CellExecutionError as error:
+            found = [f"{path}: notebook: does not run, nothing written\n{error}"]
+        print(*found, sep="\n", end="\n" if found else "")
+        failed = failed or bool(found)
     return int(failed)
 
 

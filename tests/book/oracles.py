@@ -42,7 +42,7 @@ def smallest(function: Callable[[float], float], low: float, high: float) -> opt
     return optimize.minimize_scalar(function, bounds=(low, high), method="bounded", options={"xatol": 1e-9})
 
 
-def assert_mean_is(draws: Tensor, expected: float, num_errors: float = 4.5) -> None:
+def assert_mean(draws: Tensor, expected: float, num_errors: float = 4.5) -> None:
     """Fail where the mean is further from what is expected than so many of its standard errors."""
     error = draws.std().item() / math.sqrt(len(draws))
     assert abs(draws.mean().item() - expected) < num_errors * error, (draws.mean(), expected, error)

@@ -162,14 +162,6 @@ def test_bias_at_one_sample_is_the_gap_and_below_the_formula():
 # ---- errors ----
 
 
-@pytest.mark.equation("eq-monte-carlo-error")
-def test_standard_error_is_the_scatter_of_repeated_estimates():
-    model = spoiled(1.3)
-    repeats = [nll_estimate(model, FEW, num_samples=100, generator=generator(seed)) for seed in range(300)]
-    reported = np.sqrt(np.mean([repeat.standard_error**2 for repeat in repeats]))
-    assert reported == pytest.approx(np.std([repeat.nats for repeat in repeats]), rel=0.15)
-
-
 @pytest.mark.equation("eq-monte-carlo-error", "eq-effective-samples")
 def test_reported_error_is_that_of_the_textbook_for_a_mean_of_weights():
     model = spoiled(1.3)

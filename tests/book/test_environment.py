@@ -79,8 +79,7 @@ def test_no_dependency_is_stated_twice():
 
 # ---- constraints.txt ----
 
-LINES = (line.strip() for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines())
-PINS = [line for line in LINES if line and not line.startswith("#")]
+PINS = re.findall(r"^[^#\n].*$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)
 
 
 def needed(extra: str) -> set[str]:
@@ -138,11 +137,7 @@ def test_no_file_has_leaks_or_other_addresses(tracked_texts, faults_of):
 
 def test_leaks_are_told_from_addresses_and_relative_paths():
     texts = [f"https://{host}/simple" for host in HOSTS] + [f"cd /{folder}/x" for folder in FOLDERS]
-    texts += [
-        f"file:///{FOLDERS[0]}/x",
-        f"https://example.org/{FOLDERS[1]}/",
-        f"see ../{FOLDERS[2]}/notes.md",
-    ]
+    texts += [f"file:///{FOLDERS[0]}/x", f"https://a.org/{FOLDERS[1]}/", f"see ../{FOLDERS[2]}/notes.md"]
     assert [text for text in texts if not leaks(text)] == texts[-2:]
 
 

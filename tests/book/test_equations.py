@@ -21,19 +21,14 @@ def labels_marked_in(path: Path) -> list[str]:
 
 def faults(pages: list[Path], tests: list[Path]) -> list[str]:
     """Return what is wrong between equations, references and the markers of tests."""
-    defined = Counter(label for page in pages for label in labels(page))
-    marked = [(path, label) for path in tests for label in labels_marked_in(path)]
-    untested = set(defined) - {label for _, label in marked}
+    defined = [(page, label) for page in pages for label in labels(page)]
     cited = [(page, label) for page in pages for label in references(page)]
+    marked = [(path, label) for path in tests for label in labels_marked_in(path)]
+    known, tested = (Counter(label for _, label in pairs) for pairs in (defined, marked))
     return [
-        *(
-            f"{page.name}: {label} has no test"
-            for page in pages
-            for label in labels(page)
-            if label in untested
-        ),
-        *(f"{path.name}: no page has {label}" for path, label in marked + cited if label not in defined),
-        *(f"{label} is defined {count} times" for label, count in defined.items() if count > 1),
+        *(f"{page.name}: {label} has no test" for page, label in defined if label not in tested),
+        *(f"{path.name}: no page has {label}" for path, label in marked + cited if label not in known),
+        *(f"{label} is defined {count} times" for label, count in known.items() if count > 1),
         *(
             f"{page.name}: {wrong}"
             for page in pages

@@ -6,7 +6,6 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 
@@ -136,7 +135,7 @@ def test_rounding_error_is_at_most_two_to_the_minus_p(dtype, p):
     assert 0.97 * 2.0**-p < error <= 2.0**-p  # the bound is sharp
 
 
-def test_formats_are_as_the_chapter_says():
+def test_formats_round_and_overflow_where_the_chapter_says():
     assert torch.finfo(float16).max == 65504
     assert torch.finfo(bfloat16).max > 3e38
     numbers = torch.tensor([1.0, 256.0], dtype=bfloat16)
@@ -144,9 +143,6 @@ def test_formats_are_as_the_chapter_says():
     assert following.tolist() == [1.0078125, 258.0]
     assert (numbers + torch.tensor([0.001, 1.0], dtype=bfloat16)).tolist() == [1, 256]
     assert torch.tensor(2049.0).half().item() == 2048
-
-
-def test_float16_overflows_where_the_chapter_says():
     assert math.log(65504) == pytest.approx(11.09, abs=5e-4)
     assert torch.tensor([11.0, 11.1]).exp().half().isinf().tolist() == [False, True]
     assert 128 * 784 == 100_352 > 65_504
@@ -204,11 +200,9 @@ def test_kl_in_bf16_has_no_digit_right_near_the_prior(s):
     assert abs(formula / exact - 1) > 0.8
     assert abs(better / exact - 1) < 0.03
     assert kl_standard_normal(t, t).item() == pytest.approx(exact, rel=1e-6)
-
-
-def test_kl_gradient_in_bf16_is_zero_where_the_exponential_rounds_to_one():
-    t = torch.tensor([2**-9 * 0.99, 2**-9 * 1.02], dtype=bfloat16)
-    assert ((torch.exp(2 * t) - 1) == 0).tolist() == [True, False]
+    # the gradient is zero where the exponential rounds to one
+    edge = torch.tensor([2**-9 * 0.99, 2**-9 * 1.02], dtype=bfloat16)
+    assert ((torch.exp(2 * edge) - 1) == 0).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("nll", [bernoulli_nll, partial(gaussian_nll, scale=0.5)], ids=["bce", "gaussian"])
@@ -274,10 +268,13 @@ def test_reductions_differ_by_batch_and_pixels(batch):
     assert [13 * of_image, 13 * 6 * mean] == pytest.approx([total] * 2, rel=1e-12)
 
 
-def test_last_batch_of_mnist_counts_a_third_more():
+def test_last_batch_of_mnist_counts_a_third_more_and_the_batch_factor_is_469():
     sizes = [len(part) for part in torch.arange(60_000).split(128)]
     assert (len(sizes), sizes[0], sizes[-1]) == (469, 128, 96)
     assert sizes[0] / sizes[-1] == pytest.approx(1.333, abs=5e-4)  # each batch counts as much as any other
+    factor = 60_000 / 128  # the exercise's
+    assert factor == pytest.approx(469, abs=0.5)
+    assert 1 / factor == pytest.approx(0.0021, abs=5e-5)
 
 
 @pytest.mark.equation("eq-batch-unbiased")
@@ -295,7 +292,6 @@ def test_factor_over_all_batches_averages_to_the_whole_sum(vae, batch, size):
 SCRIPT = """
 import datetime, json, subprocess, sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-
 rank = len(sys.argv) - 2  # the process of rank 0 starts the other one
 other = None if rank else subprocess.Popen([*sys.orig_argv, "1"])
 patience = datetime.timedelta(seconds=60)
@@ -325,16 +321,15 @@ def test_two_processes_average_weighted_means_to_the_gradient_of_one_and_sums_to
     assert done.returncode == 0, done.stderr
     found = {name: torch.tensor(values, dtype=F64) for name, values in json.loads(done.stdout).items()}
 
-    def alone(reduce: Callable[[Tensor], Tensor]) -> Tensor:
-        torch.manual_seed(0)
-        toy = nn.Linear(5, 1).double()
-        return gradient(reduce((torch.randn(7, 5).double() @ toy.weight.T + toy.bias).square()), toy)[:5]
-
-    expected = alone(torch.mean)
+    torch.manual_seed(0)
+    toy, data = nn.Linear(5, 1).double(), torch.randn(7, 5).double()
+    mean, half = (
+        gradient(loss, toy)[:5] for loss in (toy(data).square().mean(), toy(data).square().sum() / 2)
+    )
     for second_share in (3, 1):
-        torch.testing.assert_close(found[f"weighted {second_share}"], expected)
-        assert (found[f"mean {second_share}"] - expected).norm() / expected.norm() > 0.01
-        torch.testing.assert_close(found[f"sum {second_share}"], alone(torch.sum) / 2)
+        torch.testing.assert_close(found[f"weighted {second_share}"], mean)
+        assert (found[f"mean {second_share}"] - mean).norm() / mean.norm() > 0.01
+        torch.testing.assert_close(found[f"sum {second_share}"], half)
 
 
 # --- repeating -------------------------------------------------------------------------------------------
@@ -425,9 +420,8 @@ def test_exercise_half_overflow():
 
 
 def test_exercise_compile_epochs():
-    steps = 40 / (2.0e-3 - 1.2e-3)
-    assert steps == pytest.approx(50_000)
-    assert math.ceil(steps / (60_000 // 128)) == 107
+    assert pytest.approx(50_000) == 40 / (2.0e-3 - 1.2e-3)
+    assert math.ceil(50_000 / (60_000 // 128)) == 107
 
 
 @pytest.mark.parametrize(("kind", "factor", "limit"), [(SGD, 4, 1e-9), (Adam, 1, 1e-4)])
@@ -442,17 +436,6 @@ def test_exercise_ddp_rate(vae, batch, kind, factor, limit):
     way = (whole - flat(vae)).norm()
     assert (walk(4, factor * 1e-3) - whole).norm() / way < limit
     assert (walk(4, 4 / factor * 1e-3) - whole).norm() / way > 0.3
-
-
-def test_exercise_batch_factor(vae, batch):
-    x, eps = batch
-    loc, log_scale = vae.encode(x)
-    recon = bernoulli_nll(x, vae.decode(loc + log_scale.exp() * eps)).sum()
-    kl = kl_standard_normal(loc, log_scale).sum()
-    factor = 60_000 / 128
-    torch.testing.assert_close(factor * recon + kl, factor * (recon + 128 / 60_000 * kl))
-    assert 1 / factor == pytest.approx(0.0021, abs=5e-5)
-    assert factor == pytest.approx(469, abs=0.5)
 
 
 def test_exercise_uneven_shares():

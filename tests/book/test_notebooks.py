@@ -14,10 +14,6 @@ NOTEBOOKS = sorted((rules.ROOT / "book").glob("*.ipynb"))
 ALT = "Twenty points scatter about a straight line with slope two."
 
 
-def test_book_has_notebooks():
-    assert NOTEBOOKS
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook_is_in_normal_form_and_follows_the_rules(path):
     text = path.read_text("utf-8")
@@ -28,6 +24,7 @@ def test_notebook_is_in_normal_form_and_follows_the_rules(path):
 def test_figure_names_are_unique_across_the_book():
     named = [(name, path.name) for path in NOTEBOOKS for name in rules.figure_names(rules.read(path))]
     counts = Counter(name for name, _ in named)
+    assert counts
     assert [(name, file) for name, file in named if counts[name] > 1] == []
 
 
@@ -80,8 +77,8 @@ def save(nb: NotebookNode, folder: Path) -> Path:
 
 def violations_of(nb: NotebookNode, folder: Path) -> list[str]:
     path = save(nb, folder)
-    found = [re.fullmatch(re.escape(f"{path}: ") + r"[\w-]+: (.*)", line) for line in rules.violations(path)]
-    return [match[1] for match in found]
+    form = re.compile(re.escape(f"{path}: ") + r"[\w-]+: (.*)")
+    return [form.fullmatch(line)[1] for line in rules.violations(path)]
 
 
 def cell(nb: NotebookNode, name: str) -> NotebookNode:
@@ -138,8 +135,8 @@ BROKEN = {
         lambda nb: nb.metadata.language_info.update(version="3.11"),
     ],
     "stores an output or an execution count": [
-        add_code("print(1)", outputs=[stream("a\n")]),
-        add_code("print(1)", execution_count=3),
+        add_code("x", outputs=[value]),
+        add_code("x", execution_count=3),
     ],
     "check cell without output": [add_check(), add_check("a\n", count=None)],
     "stores an output that is not plain text": [add_check(image), add_check(stream("a warning\n", "stderr"))],
@@ -184,32 +181,28 @@ BROKEN = {
         set_figure(alt="A line."),
     ],
     "repeats its caption": [set_figure(caption=ALT)],
-    "names the medium": [
-        set_figure(alt=f"{start} {ALT}") for start in ("Figure showing", "An image of", "Plot of")
-    ],
+    "names the medium": [set_figure(alt=f"{a} {ALT}") for a in ("Figure showing", "An image of", "Plot of")],
     "no mystnb.figure.caption": [set_figure(caption=None)],
     "has mystnb.figure.name ''": [set_figure(name=None)],
     "has mystnb.figure.name 'line'": [set_figure(name="line")],
     "has mystnb.figure.name 'fig-a_line'": [set_figure(name="fig-a_line")],
     "figure name occurs 2 times": [
-        lambda nb: nb.cells.append(from_dict(cell(nb, "plot-line") | {"id": "again"}))
+        lambda nb: nb.cells.append(from_dict(cell(nb, "plot-line") | {"id": "b"}))
     ],
     "reads the environment": [add_code("_ = os.environ['CI']")],
     "asks whether it runs in CI": [add_code("if CI:\n    _ = 1")],
     "smoke-test switch": [add_code("_ = smoke_test")],
     "allows errors": [add_code("_ = allow_errors")],
     "except that passes": [
-        add_code(f"try:\n    _ = 1\nexcept ValueError:\n    {nothing}") for nothing in ("pass", "...")
+        *map(add_code, [f"try:\n    _ = 1\nexcept ValueError:\n    {nothing}" for nothing in ("pass", "...")])
     ],
     "is not Python": [add_code("_ = =")],
     "several sentences": [
-        add_text("The first ends. The second starts."),
-        add_text("Does it end? Yes."),
-        add_text("It is $x$. The second starts."),
-        add_text("It is `x`. The second starts."),
-        add_text("This is the ELBO. The second starts."),
-        add_text("- The first ends. The second starts."),
-        add_text(":::{exercise}\n:label: ex-a\nThe first ends. The second starts.\n:::"),
+        *map(add_text, ["The first ends. The second starts.", "- The first ends. The second starts."]),
+        *map(add_text, ["It is $x$. The second starts.", "It is `x`. The second starts.", "Does it? Yes."]),
+        *map(
+            add_text, ["This is the ELBO. Next.", ":::{exercise}\n:label: ex-a\nThe first. The second.\n:::"]
+        ),
     ],
     "only the first cell has one": [
         add_text("# Another"),
@@ -285,8 +278,7 @@ def test_rules_accept_what_is_allowed(change, tmp_path):
 def spoiled() -> NotebookNode:
     """Return the sample as an editor would leave it: run, with foreign metadata and blanks."""
     nb = sample()
-    nb.metadata["colab"] = {"name": "x"}
-    nb.metadata.language_info["version"] = "3.12"
+    nb.metadata.update(colab={"name": "x"}, language_info={"name": "python", "version": "3.12"})
     for number, spoiled_cell in enumerate(nb.cells, start=1):
         spoiled_cell.metadata["collapsed"] = False
         spoiled_cell.source += "  \n\n"

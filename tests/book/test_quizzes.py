@@ -32,14 +32,10 @@ PATHS = {int(path.name[:2]): path for path in (ROOT / "book").glob("0[1-9]_*.ipy
 CHAPTERS = pytest.mark.parametrize("chapter", sorted(PATHS))
 
 CELL = re.compile(
-    r"""::::\{admonition\}\ Question\ (?P<number>\d+)\n
-    :class:\ quiz\n\n
-    (?P<question>.+?)\n\n
+    r"""::::\{admonition\}\ Question\ (?P<number>\d+)\n:class:\ quiz\n\n.+?\n\n
     (?P<choices>1\.\ [^\n]+(?:\n\d\.\ [^\n]+)*)\n\n
-    :::\{admonition\}\ Answer\n
-    :class:\ dropdown\n\n
-    \*\*(?P<right>\d)\.\*\*\ (?P<answer>.+)\n
-    :::\n::::""",
+    :::\{admonition\}\ Answer\n:class:\ dropdown\n\n
+    \*\*(?P<right>\d)\.\*\*\ (?P<answer>.+)\n:::\n::::""",
     re.VERBOSE | re.DOTALL,
 )
 
@@ -83,9 +79,7 @@ def printed(text: str) -> tuple[float, float]:
     return float(digits), 0.5 * 10.0 ** -len(digits.partition(".")[2])
 
 
-def check_choices(
-    chapter: int, number: int, values: list[float | None], *, right: float, exact: bool = False
-) -> None:
+def check_choices(chapter, number, values: list[float | None], *, right: float, exact: bool = False) -> None:
     """Hold the numbers of all choices against values, which must be as many; None stands for a text.
 
     Every value must round to what is printed, the place that the answer names must hold the right one,
@@ -122,22 +116,14 @@ def data_with(eigenvalues: list[float]) -> Tensor:
 # ---- the form ----
 
 
-def test_there_are_six_chapters():
-    assert sorted(PATHS) == [1, 2, 3, 4, 5, 6]
-
-
 @CHAPTERS
-def test_quiz_of_four_questions_stands_between_summary_and_outlook(chapter):
+def test_quiz_stands_between_summary_and_outlook_and_says_what_is_wrong_with_each_other_choice(chapter):
     names = list(cells(chapter))
     start = names.index("check-yourself")
     expected = ["summary", "check-yourself", *(f"check-yourself-{i}" for i in range(1, 5)), "what-comes-next"]
     assert names[start - 1 : start + 6] == expected
     assert cells(chapter)["check-yourself"].startswith("## Check yourself\n\n")
     assert [question.number for question in quiz(chapter)] == [1, 2, 3, 4]
-
-
-@CHAPTERS
-def test_each_question_has_other_choices_one_answer_and_says_what_is_wrong_with_the_others(chapter):
     for question in quiz(chapter):
         assert len(question.choices) in (3, 4)
         assert len(set(question.choices)) == len(question.choices)
@@ -147,6 +133,7 @@ def test_each_question_has_other_choices_one_answer_and_says_what_is_wrong_with_
 
 
 def test_right_choice_is_recognised_neither_by_its_place_nor_by_its_length():
+    assert sorted(PATHS) == [1, 2, 3, 4, 5, 6]
     assert [chapter for chapter in PATHS if len({question.right for question in quiz(chapter)}) < 3] == []
     questions = [question for chapter in PATHS for question in quiz(chapter)]
     places = Counter(question.right for question in questions)

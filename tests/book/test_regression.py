@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
-from tests.book.oracles import F64, assert_mean_is, column, descend, flat, generator, gradient, smallest
+from tests.book.oracles import F64, assert_mean, column, descend, flat, generator, gradient, smallest
 from vaecourse.densities import gaussian_nll
 from vaecourse.likelihoods import GaussianLikelihood
 from vaecourse.models import GaussianRegressor, mlp
@@ -21,14 +21,10 @@ LOG_2PI = math.log(2 * math.pi)
 SCALES = pytest.mark.parametrize("scale", [0.05, 1.0, 20.0])
 
 
-def regression_data() -> tuple[Tensor, Tensor]:
-    """Inputs (N, P) and noisy linear targets (N, D)."""
-    numbers = generator()
-    x, weight, noise = (torch.randn(*s, dtype=F64, generator=numbers) for s in ((N, P), (P, D), (N, D)))
-    return x, x @ weight + 0.5 * noise
-
-
-X, Y = regression_data()
+# inputs (N, P), and targets (N, D) that are linear in them but for noise
+numbers = generator()
+X, WEIGHT, NOISE = (torch.randn(*s, dtype=F64, generator=numbers) for s in ((N, P), (P, D), (N, D)))
+Y = X @ WEIGHT + 0.5 * NOISE
 
 
 def regressor(scale: float | str = 1.0) -> GaussianRegressor:
@@ -90,11 +86,7 @@ def test_gaussian_nll_is_scaled_squared_error_plus_constant_and_so_is_its_gradie
     nll, scaled = total_nll(model), error_of(model) / (2 * scale**2)
     torch.testing.assert_close(nll, scaled + N * D / 2 * math.log(2 * math.pi * scale**2))
     torch.testing.assert_close(gradient(nll, model), gradient(scaled, model), rtol=1e-10, atol=0)
-
-
-def test_regressor_loss_is_mean_over_points_of_sum_over_outputs():
-    model = regressor(0.3)
-    assert model.loss(X, Y).item() == pytest.approx(total_nll(model).item() / N)
+    assert model.loss(X, Y).item() == pytest.approx(nll.item() / N)  # mean over points of sum over outputs
 
 
 def minimiser(loss, *shape: int) -> np.ndarray:
@@ -147,7 +139,7 @@ def test_rescaling_data_shifts_nll_by_log_factor_per_number(factor, dim, nats):
 def test_error_of_a_sample_exceeds_error_of_the_mean_by_its_variance(scale):
     sample = GaussianLikelihood(scale).sample(torch.zeros(100_000, D, dtype=F64), generator=generator())
     expected = Y[0].square().sum().item() + D * scale**2
-    assert_mean_is((sample - Y[0]).square().sum(1), expected, num_errors=4)
+    assert_mean((sample - Y[0]).square().sum(1), expected, num_errors=4)
 
 
 # --- "just adjust the learning rate" ----------------------------------------------------------------------

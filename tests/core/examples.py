@@ -6,12 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaecourse.likelihoods import (
-    BernoulliLikelihood,
-    ContinuousBernoulliLikelihood,
-    GaussianLikelihood,
-    LaplaceLikelihood,
-)
+from vaecourse import likelihoods
 from vaecourse.linear_vae import LinearVAE
 
 F32, F64 = torch.float32, torch.float64
@@ -19,13 +14,13 @@ DTYPES = pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"]
 
 # One row per likelihood: a new one only needs its row here.
 LIKELIHOODS = {
-    "gaussian-fixed": partial(GaussianLikelihood, 0.3),
-    "gaussian-learned": partial(GaussianLikelihood, "learned"),
-    "gaussian-optimal": partial(GaussianLikelihood, "optimal"),
-    "gaussian-per_pixel": partial(GaussianLikelihood, "per_pixel"),
-    "laplace": partial(LaplaceLikelihood, 0.3),
-    "bernoulli": BernoulliLikelihood,
-    "continuous_bernoulli": ContinuousBernoulliLikelihood,
+    "gaussian-fixed": partial(likelihoods.GaussianLikelihood, 0.3),
+    "gaussian-learned": partial(likelihoods.GaussianLikelihood, "learned"),
+    "gaussian-optimal": partial(likelihoods.GaussianLikelihood, "optimal"),
+    "gaussian-per_pixel": partial(likelihoods.GaussianLikelihood, "per_pixel"),
+    "laplace": partial(likelihoods.LaplaceLikelihood, 0.3),
+    "bernoulli": likelihoods.BernoulliLikelihood,
+    "continuous_bernoulli": likelihoods.ContinuousBernoulliLikelihood,
 }
 EVERY_LIKELIHOOD = pytest.mark.parametrize("make", LIKELIHOODS.values(), ids=LIKELIHOODS)
 

@@ -173,22 +173,19 @@ def test_active_units_does_not_depend_on_batches(batch_size):
 
 
 @pytest.mark.parametrize(
-    ("nats", "data_dim", "num_levels", "bits"),
+    ("nats", "data_dim", "levels", "bits"),
     [
-        (0.0, 784, 256, 8.0),
-        (784 * math.log(2), 784, 256, 9.0),
-        (-784 * math.log(256), 784, 256, 0.0),
-        (0.0, 784, 255, 7.99435),
-        (10 * math.log(2), 10, 1, 1.0),
+        (0.0, 784, {}, 8.0),
+        (0.0, 784, {"num_levels": 256}, 8.0),
+        (784 * math.log(2), 784, {"num_levels": 256}, 9.0),
+        (-784 * math.log(256), 784, {"num_levels": 256}, 0.0),
+        (0.0, 784, {"num_levels": 255}, 7.99435),
+        (10 * math.log(2), 10, {"num_levels": 1}, 1.0),
     ],
-    ids=["uniform", "one-bit-more", "certain", "divided-by-255", "probability"],
+    ids=["default", "uniform", "one-bit-more", "certain", "divided-by-255", "probability"],
 )
-def test_nats_to_bits_per_dim_matches_hand_value(nats, data_dim, num_levels, bits):
-    assert nats_to_bits_per_dim(nats, data_dim, num_levels=num_levels) == pytest.approx(bits, abs=5e-6)
-
-
-def test_nats_to_bits_per_dim_assumes_256_levels_unless_told():
-    assert nats_to_bits_per_dim(1.0, 3) == nats_to_bits_per_dim(1.0, 3, num_levels=256)
+def test_nats_to_bits_per_dim_matches_hand_value(nats, data_dim, levels, bits):
+    assert nats_to_bits_per_dim(nats, data_dim, **levels) == pytest.approx(bits, abs=5e-6)
 
 
 # --- bad input -------------------------------------------------------------------------------------------

@@ -7,13 +7,7 @@ from torch import distributions
 
 from tests.core.examples import F32, F64, LIKELIHOODS, data, generator, normal
 from vaecourse import densities, likelihoods
-from vaecourse.likelihoods import (
-    BernoulliLikelihood,
-    ContinuousBernoulliLikelihood,
-    GaussianLikelihood,
-    LaplaceLikelihood,
-    Likelihood,
-)
+from vaecourse.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
 
 
 def trained_optimal() -> GaussianLikelihood:
@@ -63,7 +57,7 @@ def test_sample_has_the_distribution(make, logit):
         assert set(sample.unique().tolist()) <= {0.0, 1.0}
         assert sample.mean().item() == pytest.approx(p, abs=4 * (p * (1 - p) / n) ** 0.5 + 1e-9)
         return
-    if isinstance(likelihood, ContinuousBernoulliLikelihood):
+    if isinstance(likelihood, likelihoods.ContinuousBernoulliLikelihood):
         assert sample.min() >= 0 and sample.max() <= 1
         below = sample if abs(logit) < 1e-4 else torch.expm1(logit * sample) / math.expm1(logit)
     else:
@@ -147,7 +141,7 @@ def test_densities_have_one_address():
 
 @pytest.mark.parametrize(
     ("likelihood", "variance"),
-    [(GaussianLikelihood(0.3), 0.09), (LaplaceLikelihood(0.3), 2 * 0.09)],
+    [(GaussianLikelihood(0.3), 0.09), (likelihoods.LaplaceLikelihood(0.3), 2 * 0.09)],
     ids=["standard-deviation", "laplace-b"],
 )
 def test_scale_is_what_its_name_says(likelihood, variance):
@@ -230,6 +224,8 @@ def test_optimal_scale_is_not_spoiled_by_a_bad_batch():
     likelihood.nll(x, x + 2)
     with pytest.raises(ValueError, match="params must be finite, got nan"):
         likelihood.nll(x, x * math.nan)
+    with pytest.raises(ValueError, match="params must have the shape of x"):
+        likelihood.nll(x, x[:, :1])
     assert likelihood.scale.item() == pytest.approx(2)
     assert likelihood.num_updates.item() == 1
 
@@ -293,7 +289,7 @@ def test_continuous_bernoulli_sample_quantiles_match_hand_value(dtype, logit, mo
     """A draw is the quantile function at u: check it through the cumulative distribution."""
     u = torch.linspace(0, 1 - 2.0**-24, 1001, dtype=dtype)
     monkeypatch.setattr(torch, "rand", lambda *_, **__: u)
-    x = ContinuousBernoulliLikelihood().sample(torch.full_like(u, logit)).double()
+    x = likelihoods.ContinuousBernoulliLikelihood().sample(torch.full_like(u, logit)).double()
     assert x.min() >= 0 and x.max() <= 1
     level = u.double() if logit <= 0 else 1 - u.double()  # positive logits mirror the draw
     below = torch.expm1(logit * x) / math.expm1(logit) if logit else x
@@ -301,7 +297,7 @@ def test_continuous_bernoulli_sample_quantiles_match_hand_value(dtype, logit, mo
 
 
 def test_continuous_bernoulli_mean_is_not_sigmoid():
-    likelihood, logits = ContinuousBernoulliLikelihood(), torch.tensor([[2.0]], dtype=F64)
+    likelihood, logits = likelihoods.ContinuousBernoulliLikelihood(), torch.tensor([[2.0]], dtype=F64)
     assert likelihood.mean(logits).item() == pytest.approx(0.5 + 0.5 / math.tanh(1) - 0.5, abs=1e-12)
     assert abs(likelihood.mean(logits) - logits.sigmoid()) > 0.2
 
@@ -310,7 +306,7 @@ def test_continuous_bernoulli_mean_is_not_sigmoid():
 
 
 @pytest.mark.parametrize("scale", [0, 0.0, -1.0, math.nan, math.inf])
-@pytest.mark.parametrize("family", [GaussianLikelihood, LaplaceLikelihood])
+@pytest.mark.parametrize("family", [GaussianLikelihood, likelihoods.LaplaceLikelihood])
 def test_likelihood_rejects_nonpositive_scale(family, scale):
     with pytest.raises(ValueError, match=rf"scale .*must be .*positive.*, got {scale}"):
         family(scale)

@@ -242,10 +242,13 @@ def test_from_ppca_aggregate_posterior_has_unit_variance(digits_x):
 
 # --- probabilistic PCA on MNIST --------------------------------------------------------------------------
 
-ONE_WORKER = pytest.mark.xdist_group("mnist")  # the spectrum takes seconds
+
+def sweep(test):
+    """The spectrum of all of MNIST takes seconds, in each process that needs it."""
+    return pytest.mark.long(pytest.mark.xdist_group("mnist")(test))
 
 
-@ONE_WORKER
+@sweep
 def test_mnist_spectrum_matches_known_values(mnist_spectrum, mnist_train):
     eigenvalues = mnist_spectrum.eigenvalues
     known = [5.1168, 3.7413, 3.2527, 2.8416, 2.5671, 2.2736, 1.7251, 1.5205, 1.4563, 1.2427, 1.1121, 1.0666]
@@ -254,7 +257,7 @@ def test_mnist_spectrum_matches_known_values(mnist_spectrum, mnist_train):
     assert (mnist_train.amax(0) == mnist_train.amin(0)).sum() == 67
 
 
-@ONE_WORKER
+@sweep
 @pytest.mark.equation("eq-active-latents")
 @pytest.mark.parametrize(
     ("variance", "count"),
@@ -268,7 +271,7 @@ def test_active_latents_of_mnist_are_eigenvalues_above_the_variance(mnist_spectr
     assert (squared_column_norms(model) > 0).sum() == count
 
 
-@ONE_WORKER
+@sweep
 @pytest.mark.equation("eq-ppca-variance")
 @pytest.mark.equation("eq-ppca-likelihood")
 @pytest.mark.parametrize(

@@ -412,6 +412,7 @@ def test_nbgrader_exports_the_marks(everybody):
     assert export.returncode == 0, export.stderr
     assert (folder / "out/grades.csv").read_text("utf-8") == ours, "nbgrader has another grades.csv"
     (exported,) = set((folder / "out").iterdir()) - before
+    assert exported.name == "marks.csv"
     found = {row["student_id"]: float(row["score"]) for row in rows_of(exported)}
     assert found["right-for-the-visible-tests-only"] == 9
     assert set(found) == {grades.student for grades in done.grades}

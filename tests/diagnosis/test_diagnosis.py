@@ -49,6 +49,11 @@ def of_size(data_dim: int, latent_dim: int, batch_size: int = 8) -> dict[str, in
     return {"data_dim": data_dim, "latent_dim": latent_dim, "batch_size": batch_size}
 
 
+def seeds(count: int) -> pytest.MarkDecorator:
+    more = [pytest.param(seed, marks=pytest.mark.long) for seed in range(1, count)]
+    return pytest.mark.parametrize("seed", [0, *more])
+
+
 # --- the losses of well-known code, in our own words -----------------------------------------------------
 
 SIZES_28, SIZES_32 = of_size(3 * 28 * 28, 16, 128), of_size(3 * 32 * 32, 256)
@@ -183,7 +188,7 @@ def test_variants_are_read_alike(form, loss_fn, beta):
     check(diagnose(loss_fn), form, beta, rel=1e-4)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@seeds(5)
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 3, 1), (64, 10, 7), (784, 2, 100)], ids=str)
 def test_diagnosis_does_not_depend_on_seed_or_sizes(seed, size):
     assert diagnose(in_float32, **of_size(*size), seed=seed).beta == pytest.approx(size[0] / 2, rel=1e-4)
@@ -197,7 +202,7 @@ def test_diagnosis_works_where_gradients_are_off(mode):
         assert diagnose(half_sse).is_elbo
 
 
-@pytest.mark.parametrize("seed", range(20))
+@seeds(20)
 def test_tiny_sizes_do_not_fit_by_chance(seed):
     def loss_fn(r, x, m, v):
         return F.smooth_l1_loss(r, x, beta=0.1) + kl_terms(m, v).clamp(min=0.1).sum()
@@ -336,7 +341,7 @@ CHANGING_KL = {
 
 
 @pytest.mark.parametrize("size", [(784, 20, 8), (8, 2, 1), (16, 64, 4)], ids=str)
-@pytest.mark.parametrize("seed", range(3))
+@seeds(3)
 @pytest.mark.parametrize("kl", CHANGING_KL.values(), ids=CHANGING_KL)
 def test_kl_that_is_one_only_somewhere_is_no_kl(kl, size, seed):
     found = diagnose(lambda r, x, m, v: sse(r, x) + kl(m, v), **of_size(*size), seed=seed)
@@ -357,7 +362,7 @@ PARTIAL_RECONSTRUCTIONS = {
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
-@pytest.mark.parametrize("seed", range(3))
+@seeds(3)
 @pytest.mark.parametrize("recon", PARTIAL_RECONSTRUCTIONS.values(), ids=PARTIAL_RECONSTRUCTIONS)
 def test_reconstruction_that_is_a_likelihood_only_somewhere_is_unknown(recon, batch_size, seed):
     size = of_size(64, 4, batch_size)
@@ -391,7 +396,7 @@ def clamped_sigmoid(r, x, mu, logvar):
     return (bce(p, x, reduction="none").sum(1) + kl_sum(mu, logvar)).mean()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@seeds(3)
 @pytest.mark.parametrize(
     ("loss_fn", "family", "parameterization"),
     [
@@ -512,12 +517,9 @@ def test_unusable_losses_are_refused_with_the_expected_form(loss_fn, message):
     assert form in str(caught.value) or message == "loss_fn is random"
 
 
+NO_SIZES = (0, 2.0, "8", None, True)
 BAD_SETTINGS = [
-    *(
-        ({name: size}, f"{name} must be a positive integer, got {size!r}")
-        for name in ("data_dim", "latent_dim", "batch_size")
-        for size in (0, 2.0, "8", None, True)
-    ),
+    *(({key: n}, f"{key} must be a positive integer, got {n!r}") for key in of_size(1, 1) for n in NO_SIZES),
     *(({"seed": seed}, "seed must be an integer") for seed in (-1, 2**70, None, 1.5)),
     *(({"loss_fn": f}, "loss_fn must be a function or an instance") for f in (nn.MSELoss, None, 3)),
     ({"data": torch.zeros(5, 3)}, "data must have shape (N, 784), N >= 2, got (5, 3)"),

@@ -1,52 +1,38 @@
 """The built site in a real browser: where both are, and how a page is opened."""
 
 import contextlib
-import os
+import runpy
 from collections.abc import Iterator
-from pathlib import Path
+from types import SimpleNamespace
 
-import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+import yaml
+from playwright.sync_api import Page
 
-from tests.site.serving import CHROMIUM
+from tests.site.serving import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "_build" / "html"
 PAGES = sorted(page.relative_to(SITE).as_posix() for page in SITE.glob("book/*.html"))
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None and not os.environ.get("CI"), reason="no Chromium on this machine (.ci/run installs one)"
-)
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
+BASE = CONFIG["html"]["baseurl"]
 
 
 @contextlib.contextmanager
-def launch() -> Iterator[Browser]:
-    """Start the machine's Chromium."""
-    assert CHROMIUM, "CI must have a Chromium: see .ci/run"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield browser
-        browser.close()
+def opened(tab: Page, url: str, width: int = 1280) -> Iterator[Page]:
+    """Open a page, mathematics set; until it is left, it must report no error and ask no other host."""
+    faults: list[str] = []
+    own = ("/".join(url.split("/")[:3]), "data:")
+    tab.on("pageerror", lambda error: faults.append(str(error)))
+    tab.on("console", lambda one: one.type == "error" and faults.append(one.text))
+    tab.on("request", lambda one: one.url.startswith(own) or faults.append(f"asks for {one.url}"))
+    tab.set_viewport_size({"width": width, "height": 900})
+    tab.goto(url)
+    # the site's policy forbids Playwright's `wait_for_function`
+    tab.evaluate("document.querySelector('.math') && MathJax.startup.promise")
+    yield tab
+    tab.goto("about:blank")
+    assert (url, faults) == (url, [])
 
 
-class Watch:
-    """What a page asked for, and what went wrong on it."""
-
-    def __init__(self, page: Page) -> None:
-        self.requests: list[str] = []
-        self.errors: list[str] = []
-        page.on("request", lambda request: self.requests.append(request.url))
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on(
-            "console", lambda message: self.errors.append(message.text) if message.type == "error" else None
-        )
-
-    def foreign(self, address: str) -> list[str]:
-        """Return the requests that left the site."""
-        return [url for url in self.requests if not url.startswith((address, "data:"))]
-
-
-def settle(page: Page) -> None:
-    """Wait until all mathematics is set; the site's policy forbids Playwright's `wait_for_function`."""
-    if page.evaluate("document.querySelectorAll('.math').length"):
-        page.evaluate("MathJax.startup.promise")
+def extension(name: str) -> SimpleNamespace:
+    """What one of the build's own modules defines."""
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "book" / "_ext" / f"{name}.py")))

@@ -1,4 +1,4 @@
-"""The machine's Chromium, and folders served to it; standard library only, for tests and benchmarks."""
+"""The machine's Chromium, and folders served to it; without Playwright, for tests and benchmarks."""
 
 import contextlib
 import functools
@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
 BROWSERS = ["chromium", "chromium-browser", "google-chrome"]
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 

@@ -3,48 +3,42 @@
 Runs after the build, in the stage ``site``; prints everything again, into a temporary folder.
 """
 
-import importlib.util
-import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from pypdf import PdfReader
-from pypdf.generic import Destination
+from pypdf.generic import DecodedStreamObject, Destination, NameObject
 
-from tests.site.browser import ROOT, SITE, needs_browser
+from tests.site.browser import BASE, CONFIG, ROOT, SITE, extension
 
-pytestmark = needs_browser
-CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
 PARTS = yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8"))["parts"]
 NAMES = ["book/index", *(chapter["file"] for part in PARTS for chapter in part["chapters"])]
 COMMITTED = ROOT / "book" / "_static" / "cheat-sheet.pdf"
-NUM_PROCESSES = 2
+# Lines and areas, which are most of a page and say nothing: without them its text is read twice as fast.
+DRAWING = re.compile(rb"^(?:[-\d. ]+ (?:[clm]|re|[-\d. RG]+ rg)|/\w+ gs|[fhSn]|W\*? n)\n", re.MULTILINE)
+printer = extension("print_pdf")
 
 
-def source(name: str) -> str:
-    """Return the Markdown of a page, and of its code nothing."""
+def cells(name: str, kind: str) -> str:
+    """Return the text of a page's cells of a kind; a page that is no notebook is one Markdown cell."""
     path = ROOT / f"{name}.md"
     if path.is_file():
-        return path.read_text("utf-8")
-    cells = json.loads(path.with_suffix(".ipynb").read_text("utf-8"))["cells"]
-    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        return path.read_text("utf-8") if kind == "markdown" else ""
+    found = nbformat.read(path.with_suffix(".ipynb"), 4).cells
+    return "\n".join(cell.source for cell in found if cell.cell_type == kind)
 
 
-def code(name: str) -> str:
-    path = ROOT / f"{name}.ipynb"
-    cells = json.loads(path.read_text("utf-8"))["cells"] if path.is_file() else []
-    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+SOURCES = {name: cells(name, "markdown") for name in NAMES}
 
 
-def texts(path: Path, first: int, step: int) -> list[str]:
-    """Return the text of every so many pages."""
-    return [page.extract_text() for page in PdfReader(path).pages[first::step]]
+def title(name: str) -> str:
+    return SOURCES[name].split("\n", 1)[0].removeprefix("# ")
 
 
 def words(text: str) -> str:
@@ -57,27 +51,11 @@ def outline(entries: list) -> Iterator[Destination]:
 
 
 @pytest.fixture(scope="module")
-def printer():
-    spec = importlib.util.spec_from_file_location("print_pdf", ROOT / "book" / "_ext" / "print_pdf.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, printer, browser) -> Path:
+def folder(tmp_path_factory, browser) -> Path:
     """The single-page build, with book.pdf and sheet.pdf."""
     output = tmp_path_factory.mktemp("pdf")
-    command = [
-        Path(sys.executable).with_name("jupyter-book"),
-        "build",
-        ".",
-        "--all",
-        "-W",
-        "-n",
-        "--keep-going",
-    ]
-    command += ["--builder", "singlehtml", "--path-output", output]
+    build = "build . --all -W -n --keep-going --builder singlehtml --path-output"
+    command = [Path(sys.executable).with_name("jupyter-book"), *build.split(), output]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     single = output / "_build" / "singlehtml"
@@ -86,71 +64,57 @@ def folder(tmp_path_factory, printer, browser) -> Path:
 
 
 @pytest.fixture(scope="module")
-def book(folder) -> PdfReader:
-    return PdfReader(folder / "book.pdf")
+def readers(folder) -> dict[str, PdfReader]:
+    return {kind: PdfReader(folder / f"{kind}.pdf") for kind in ("book", "sheet")}
 
 
 @pytest.fixture(scope="module")
 def pages(folder) -> list[str]:
     """The text of each page of the book."""
-    with ProcessPoolExecutor(NUM_PROCESSES) as pool:
-        shares = [
-            pool.submit(texts, folder / "book.pdf", first, NUM_PROCESSES) for first in range(NUM_PROCESSES)
-        ]
-        found = [share.result() for share in shares]
-    return [found[number % NUM_PROCESSES][number // NUM_PROCESSES] for number in range(sum(map(len, found)))]
+    found = PdfReader(folder / "book.pdf").pages
+    for page in found:
+        content = DecodedStreamObject()
+        content.set_data(DRAWING.sub(b"", page.get_contents().get_data()))
+        page[NameObject("/Contents")] = content
+    return [page.extract_text() for page in found]
 
 
-@pytest.fixture(scope="module")
-def sheet(folder) -> PdfReader:
-    return PdfReader(folder / "sheet.pdf")
-
-
-@pytest.mark.parametrize("kind", ["book", "sheet"])
-def test_pdf_is_tagged_and_says_what_it_is(kind, request):
-    reader = request.getfixturevalue(kind)
+@pytest.mark.parametrize(("kind", "page"), [("book", "book/index"), ("sheet", "book/cheat_sheet")])
+def test_pdf_is_tagged_and_says_what_it_is(kind, page, readers):
+    reader = readers[kind]
     root = reader.trailer["/Root"]
     assert root["/MarkInfo"]["/Marked"]
     assert "/StructTreeRoot" in root
     assert root["/Lang"] == CONFIG["sphinx"]["config"]["language"]
-    page = {"book": "book/index", "sheet": "book/cheat_sheet"}[kind]
-    assert reader.metadata.title == source(page).split("\n", 1)[0].removeprefix("# ")
+    assert reader.metadata.title == title(page)
     assert {tuple(map(round, page.mediabox[2:])) for page in reader.pages} == {(595, 842)}  # A4
 
 
-def test_outline_has_every_page_of_the_book(book):
+def test_outline_has_every_page_of_the_book(readers):
+    book = readers["book"]
     found = {entry.title: entry for entry in book.outline if not isinstance(entry, list)}
     numbered = [chapter["file"] for part in PARTS if part.get("numbered") for chapter in part["chapters"]]
     places = []
     for name in NAMES:
-        title = source(name).split("\n", 1)[0].removeprefix("# ").replace("'", "’")
-        if name in numbered:
-            title = f"{numbered.index(name) + 1}. {title}"
-        places.append(book.get_destination_page_number(found[title]))
+        number = f"{numbered.index(name) + 1}. " if name in numbered else ""
+        places.append(book.get_destination_page_number(found[number + title(name).replace("'", "’")]))
     assert places == sorted(set(places)), "each page of the book starts on a new page of paper, in this order"
     titles = [entry.title for entry in outline(book.outline)]
     assert len(titles) > 200
-    doubled = [
-        title for title in titles if title[: len(title) // 2] * 2 == title or re.match(r"(\S+ )\1", title)
-    ]
-    assert doubled == []
+    assert [one for one in titles if one[: len(one) // 2] * 2 == one or re.match(r"(\S+ )\1", one)] == []
 
 
-def test_links_inside_the_book_lead_somewhere(book):
-    targets, dead, inside = book.named_destinations, [], 0
-    for page in book.pages:
-        for link in (one.get_object() for one in page.get("/Annots", [])):
-            if "/Dest" in link:
-                inside += 1
-                if (
-                    link["/Dest"] not in targets
-                    or book.get_destination_page_number(targets[link["/Dest"]]) < 0
-                ):
-                    dead.append(link["/Dest"])
-            else:
-                assert link["/A"]["/URI"].startswith("https://"), link
-    assert dead == []
-    assert inside > 450
+def test_links_inside_the_book_lead_somewhere(readers):
+    book = readers["book"]
+    links = [link.get_object() for page in book.pages for link in page.get("/Annots", [])]
+    inside = [link["/Dest"] for link in links if "/Dest" in link]
+    assert len(inside) > 450
+    targets = {
+        name: book.get_destination_page_number(target) for name, target in book.named_destinations.items()
+    }
+    assert [name for name in inside if targets.get(name, -1) < 0] == []
+    outside = [link["/A"]["/URI"] for link in links if "/Dest" not in link]
+    assert [address for address in outside if not address.startswith("https://")] == []
 
 
 def test_links_to_equations_have_the_numbers_of_the_site(folder):
@@ -169,13 +133,12 @@ def test_links_to_equations_have_the_numbers_of_the_site(folder):
     assert [link for link in links if printed[link[0]] != link[1]] == []
 
 
-def test_every_numbered_equation_is_printed_where_its_link_leads(book, pages):
-    labels = 0
+def test_every_numbered_equation_is_printed_where_its_link_leads(readers, pages):
+    book, labels = readers["book"], 0
     for name in NAMES:
         chapter = re.match(r"book/0(\d)_", name)
-        if chapter is None:
-            continue
-        for number, label in enumerate(re.findall(r"^\$\$ \((eq-[a-z-]+)\)", source(name), re.MULTILINE), 1):
+        found = re.findall(r"^\$\$ \((eq-[a-z-]+)\)", SOURCES[name], re.MULTILINE) if chapter else []
+        for number, label in enumerate(found, 1):
             labels += 1
             target = book.named_destinations[f"/{name}/equation-{label}"]
             place = book.get_destination_page_number(target)
@@ -185,19 +148,18 @@ def test_every_numbered_equation_is_printed_where_its_link_leads(book, pages):
 
 def test_nothing_is_left_unset(pages):
     text = "\n".join(pages)
-    for mark in ["Click to show", r"\frac", r"\mathbb", r"\(", r"\[", "{eq}", "{cite", "Link to this"]:
-        assert mark not in text, mark
-    lines = words("\n".join(code(name) for name in NAMES))
-    assert [line for line in text.split("\n") if "$" in line and words(line) not in lines] == []
+    marks = ["Click to show", r"\frac", r"\mathbb", r"\(", r"\[", "{eq}", "{cite", "Link to this"]
+    assert [mark for mark in marks if mark in text] == []
+    code = words("\n".join(cells(name, "code") for name in NAMES))
+    assert [line for line in text.split("\n") if "$" in line and words(line) not in code] == []
 
 
 def test_solutions_are_printed(pages):
     text = words("\n".join(pages))
-    for name in NAMES:
-        for label in re.findall(r"^:::\{solution\} (\S+)", source(name), re.MULTILINE):
-            body = source(name).split(f":::{{solution}} {label}\n:class: dropdown\n\n")[1]
-            plain = re.match(r"[\w ,.']*", body.replace("'", "’"))[0].rsplit(" ", 1)[0]
-            assert words(plain) in text, label
+    solution = re.compile(r"^:::\{solution\} (\S+)\n:class: dropdown\n\n([\w ,.'’]*)", re.MULTILINE)
+    begun = [found for name in NAMES for found in solution.findall(SOURCES[name].replace("'", "’"))]
+    assert len(begun) == sum(source.count("\n:::{solution} ") for source in SOURCES.values())
+    assert [label for label, plain in begun if words(plain.rsplit(" ", 1)[0]) not in text] == []
 
 
 def test_only_mathjax_runs_in_what_is_printed(folder):
@@ -220,32 +182,29 @@ def test_only_mathjax_runs_in_what_is_printed(folder):
         ("<p class='math'>x^2</p>", "no mathematics: x^2"),
     ],
 )
-def test_faults_are_found_before_printing(body, fault, folder, printer, browser):
+def test_faults_are_found_before_printing(body, fault, folder, tab):
     """Printing ends with a message where something would look wrong; the fixtures have printed the book."""
-    page = browser.new_page()
     article = f'<article class="bd-article">{body}</article>'
     head = (folder / "book.html").read_text("utf-8").split("<main")[0]
     (folder / "faulty.html").write_text(f"{head}<main>{article}</main></body></html>", "utf-8")
-    page.goto((folder / "faulty.html").as_uri())
-    found = printer.faults(page, printer.WIDTHS["book"])
-    page.close()
+    tab.goto((folder / "faulty.html").as_uri())
+    found = printer.faults(tab, printer.WIDTHS["book"])
+    tab.emulate_media(media="screen")
     assert bool(found) == bool(fault)
     assert all(one.startswith(fault) for one in found)
 
 
-def test_cheat_sheet_is_one_page_and_the_committed_one(sheet):
-    (page,) = sheet.pages
+def test_cheat_sheet_is_one_page_and_the_committed_one(readers):
+    (page,) = readers["sheet"].pages
     (committed,) = PdfReader(COMMITTED).pages
-    assert words(page.extract_text()) == words(committed.extract_text()), (
-        "run `make pdf` and commit the sheet"
-    )
+    texts = [words(one.extract_text()) for one in (page, committed)]
+    assert texts[0] == texts[1], "run `make pdf` and commit the sheet"
 
 
-def test_links_of_the_cheat_sheet_lead_to_the_site(sheet):
-    base = CONFIG["html"]["baseurl"]
-    links = [one.get_object() for one in sheet.pages[0]["/Annots"]]
+def test_links_of_the_cheat_sheet_lead_to_the_site(readers):
+    links = [one.get_object() for one in readers["sheet"].pages[0]["/Annots"]]
     addresses = [link["/A"]["/URI"] for link in links if "/A" in link]
     assert len(addresses) == len(links) > 40
     for address in addresses:
-        path, _, anchor = address.removeprefix(base).partition("#")
+        path, _, anchor = address.removeprefix(BASE).partition("#")
         assert f'id="{anchor}"' in (SITE / path).read_text("utf-8"), address

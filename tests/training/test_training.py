@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR
 
-from tests.core.examples import LIKELIHOODS, data, normal
+from tests.core.examples import F32, F64, LIKELIHOODS, data, normal
 from tests.training.examples import LateGuard, StopError, given_noise, same, state
 from vaecourse.divergences import kl_standard_normal
 from vaecourse.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
@@ -54,11 +54,20 @@ def run(model: nn.Module, loss_fn=squared_error, **arguments) -> History:
 # --- it trains -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("seed", "is_same"), [(0, True), (1, False)])
+def test_seed_decides_the_order_of_the_data(seed, is_same):
+    def batches(seed: int) -> list[list[float]]:
+        seen: list[list[float]] = []
+        run(layer(), watched(lambda model, x, y: seen.append(x.flatten().tolist())), seed=seed, num_epochs=1)
+        return seen
+
+    assert (batches(0) == batches(seed)) == is_same
+
+
 def test_fit_finds_a_line():
     model = layer()
     run(model, num_epochs=60, learning_rate=0.1)
-    assert model.weight.item() == pytest.approx(3, abs=0.02)
-    assert model.bias.item() == pytest.approx(1, abs=0.02)
+    assert (model.weight.item(), model.bias.item()) == pytest.approx((3, 1), abs=0.02)
 
 
 def test_fit_regressor_learns_location_and_scale():
@@ -74,6 +83,7 @@ def test_fit_regressor_learns_location_and_scale():
     assert model.likelihood.scale.item() == pytest.approx(residual.item(), abs=0.01)
 
 
+@pytest.mark.long
 def test_fit_linear_vae_approaches_ppca(digits_x):
     """Training by sampled gradients ends near the optimum that eigendecomposition gives."""
     torch.manual_seed(0)
@@ -419,13 +429,13 @@ LOSSES = {name: make for name, make in LIKELIHOODS.items() if name != "gaussian-
 every_likelihood = pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
 
 
-def vae(make: type[Likelihood], dtype: torch.dtype = torch.float32) -> tuple[VAE, tuple[Tensor, Tensor]]:
+def vae(make: type[Likelihood], dtype: torch.dtype = F32) -> tuple[VAE, tuple[Tensor, Tensor]]:
     x, noise = data(50, 12).to(dtype), normal(50, 3).to(dtype)
     torch.manual_seed(0)
     return mlp_vae(12, 3, hidden_dims=(8,), likelihood=make()).to(dtype), (x, noise)
 
 
-def trained(make: type[Likelihood], dtype: torch.dtype = torch.float32, **arguments) -> tuple[VAE, History]:
+def trained(make: type[Likelihood], dtype: torch.dtype = F32, **arguments) -> tuple[VAE, History]:
     model, batch = vae(make, dtype)
     arguments = {"num_epochs": 2, "batch_size": 16, "learning_rate": 0.01, **arguments}
     return model, fit(model, given_noise, batch, **arguments)
@@ -435,16 +445,16 @@ def trained(make: type[Likelihood], dtype: torch.dtype = torch.float32, **argume
 @pytest.mark.parametrize("micro_batch_size", [1, 5, 16, 100])
 def test_fit_in_slices_is_fit_in_one_piece(make, micro_batch_size):
     """Exactly, but for rounding; 50 examples in batches of 16 leave an uneven batch of 2."""
-    whole, first = trained(make, torch.float64)
-    sliced, second = trained(make, torch.float64, micro_batch_size=micro_batch_size)
+    whole, first = trained(make, F64)
+    sliced, second = trained(make, F64, micro_batch_size=micro_batch_size)
     assert second.loss == pytest.approx(first.loss, rel=1e-9)
     torch.testing.assert_close(state(sliced), state(whole), rtol=1e-8, atol=1e-8)
 
 
 def test_fit_in_slices_differs_for_a_loss_that_is_no_mean_over_examples():
     """The optimal scale belongs to the batch it was computed from, as the documentation warns."""
-    _, whole = trained(LIKELIHOODS["gaussian-optimal"], torch.float64)
-    _, sliced = trained(LIKELIHOODS["gaussian-optimal"], torch.float64, micro_batch_size=4)
+    _, whole = trained(LIKELIHOODS["gaussian-optimal"], F64)
+    _, sliced = trained(LIKELIHOODS["gaussian-optimal"], F64, micro_batch_size=4)
     assert abs(sliced.loss[0] - whole.loss[0]) > 1e-3
 
 
@@ -455,13 +465,11 @@ def test_fit_in_bf16_stays_near_float32(make):
     rounded, second = trained(make, precision="bf16")
     assert second.loss == pytest.approx(first.loss, rel=0.02, abs=0.05)
     assert second.loss != first.loss
-    assert all(weight.dtype == torch.float32 for weight in state(rounded))
+    assert all(weight.dtype == F32 for weight in state(rounded))
     assert not same(state(exact), state(rounded))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "expected"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)], ids=str
-)
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, F32), (F64, F64)], ids=str)
 def test_fit_weights_slices_in_float32_at_least(dtype, expected):
     """A loss that is itself bf16 is widened before it is divided."""
     loss = BatchLoss(layer(), lambda model, x: x.to(dtype).mean(), "bf16", "cpu")

@@ -85,11 +85,8 @@ def grade_submission(
     """
     seed = secrets.randbits(48) if seed is None else seed
     tasks = tasks_of(submission.assignment)
-    verdicts, failed, seconds = (
-        dict.fromkeys(tasks, f"malformed: {submission.problem}"),
-        dict[str, str](),
-        0.0,
-    )
+    verdicts = dict.fromkeys(tasks, f"malformed: {submission.problem}")
+    failed, seconds = dict[str, str](), 0.0
     if not submission.problem:
         checks = {task: list(task.checks(Draw(seed + n))) for n, task in enumerate(tasks)}
         start = partial(run, slot=slot, trusted=trusted, stop=stop)

@@ -202,11 +202,9 @@ def read_cells(content: bytes) -> Iterator[Cell]:
         metadata = cell.get("metadata")
         entry = metadata.get("nbgrader") if isinstance(metadata, dict) else None
         entry = entry if isinstance(entry, dict) else {}
-        grade_id = entry.get("grade_id")
+        grade_id = entry["grade_id"] if isinstance(entry.get("grade_id"), str) else None
         is_locked = entry.get("locked") is True and entry.get("solution") is not True
-        yield Cell(
-            str(cell.get("cell_type")), source, grade_id if isinstance(grade_id, str) else None, is_locked
-        )
+        yield Cell(str(cell.get("cell_type")), source, grade_id, is_locked)
 
 
 def _source(cell: Any) -> str:

@@ -223,8 +223,8 @@ def value_check(
     if callable(expected) and not here:
         given = signature(expected).bind(*args, **kwargs)
         given.apply_defaults()
-        said = (_described(name, value) for name, value in given.arguments.items())
-        here = ", ".join(filter(None, said))
+        shown = {name: value for name, value in given.arguments.items() if not isinstance(value, dict)}
+        here = ", ".join(_described(name, value) for name, value in shown.items())
 
     def judge(answers: Iterator[Answer]) -> Problems:
         (answer,) = answers
@@ -242,8 +242,6 @@ def value_check(
 
 
 def _described(name: str, value: Any) -> str:
-    if isinstance(value, dict):  # a fixture
-        return ""
     if isinstance(value, Tensor):
         return f"{name} has shape {tuple(value.shape)}"
     return f"{name} = {value:.4g}" if isinstance(value, float) else f"{name} = {value!r}"

@@ -4,6 +4,7 @@ python -m tests.coursework.attacks   # run them all, and write the table of the 
 """
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -88,9 +89,12 @@ WRONG = [
 ]
 
 
+untouched_notebook = functools.cache(lambda: student_version(SOURCE / "ps1/ps1.ipynb"))  # takes long
+
+
 def right_notebook() -> dict[str, Any]:
     """Return the student's notebook of ps1, solved, as JSON data."""
-    notebook = json.loads(student_version(SOURCE / "ps1/ps1.ipynb"))
+    notebook = json.loads(untouched_notebook())
     for solved in right_cells(*PS1):
         cell_named(notebook, solved.grade_id or "")["source"] = solved.source
     cell_named(notebook, "written_penalty")["source"] = "The penalty is a ratio of variances."

@@ -6,6 +6,7 @@ import random
 import sys
 import types
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,8 @@ def answer(call: dict[str, Any], namespace: dict[str, Any], objects: dict[str, A
     told["value"] = encode(value)
     if wanted:
         told["gradients"] = _gradients(value, wanted, decode(call["weights"], {}))
-    told["changed"] = [
-        position
-        for position, (old, new) in enumerate(zip(before, args, strict=True))
-        if old is not None and not old.equal(new.detach())
-    ]
+    pairs = enumerate(zip(before, args, strict=True))
+    told["changed"] = [n for n, (old, new) in pairs if old is not None and not old.equal(new.detach())]
     told["tell"] = {name: _numbers(objects[name]) for name in call.get("tell", [])}
     told["files"] = {name: _content(Path.cwd() / name) for name in call.get("files", [])}
     return told
@@ -105,9 +103,9 @@ def _counting(told: dict[str, Any]) -> Iterator[None]:
 
 def _seed_everything(seed: int) -> None:
     random.seed(seed)
-    for module, function in (("torch", "manual_seed"), ("numpy.random", "seed")):
+    for module, function in (("torch", "manual_seed"), ("numpy", "random.seed")):
         if module in sys.modules:
-            getattr(sys.modules[module], function)(seed)
+            attrgetter(function)(sys.modules[module])(seed)
 
 
 def _gradients(value: Any, arguments: list[Any], weights: Any) -> list[Any]:

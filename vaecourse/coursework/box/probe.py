@@ -18,7 +18,7 @@ def probe(hidden: list[str], secrets: list[str]) -> NoReturn:
         "files of this machine are visible": any(Path(path).exists() for path in hidden),
         **{f"it can write to {folder}": _can(partial(_write, folder)) for folder in folders},
         "it cannot write to its scratch folder": not _can(partial(_write, "/tmp/box")),
-        "it sees a network": {name for _, name in socket.if_nameindex()} > {"lo"},
+        "it sees a network": not {name for _, name in socket.if_nameindex()} <= {"lo"},
         "it has memory that belongs to no process": _can(lambda: mmap.mmap(-1, 4096)),
         "it sees processes of this machine": len(list(Path("/proc").glob("[0-9]*"))) > 4,
         "it runs as root": os.getuid() == 0,

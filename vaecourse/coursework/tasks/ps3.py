@@ -39,9 +39,8 @@ def implied_scale(draw: Draw) -> Iterator[Check]:
     def right(
         kl_weight: float, data_dim: int, latent_dim: int, recon: str = "mean", kl: str = "sum"
     ) -> float:
-        return math.sqrt(
-            kl_weight / 2 * (data_dim if recon == "mean" else 1) / (latent_dim if kl == "mean" else 1)
-        )
+        pixels = data_dim if recon == "mean" else 1
+        return math.sqrt(kl_weight / 2 * pixels / (latent_dim if kl == "mean" else 1))
 
     def draws(low: float, high: float) -> list[Any]:
         return [draw.number(low, high), draw.integer(30, 900), draw.integer(2, 25)]

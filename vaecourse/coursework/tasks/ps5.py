@@ -22,6 +22,10 @@ def _fixture(name: str, /, **settings: Any) -> Call:
     return {"fixture": name, **settings}
 
 
+_sgd = partial(_fixture, "optimizer", kind="SGD", model=MODEL)
+_adam = partial(_fixture, "optimizer", kind="Adam", model=MODEL)
+
+
 def _weights(model: torch.nn.Module) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in model.parameters()]
 
@@ -44,21 +48,14 @@ def train_step(draw: Draw) -> Iterator[Check]:
     for momentum in (0.0, 0.9):
         make = {
             "model": _fixture("linear_model", seed=draw.seed(), is_stale=True),
-            "optimizer": _fixture(
-                "optimizer", kind="SGD", model=MODEL, lr=draw.number(0.02, 0.1), momentum=momentum
-            ),
+            "optimizer": _sgd(lr=draw.number(0.02, 0.1), momentum=momentum),
         }
         batches = [draw.normal(draw.integer(2, 6), 3) for _ in range(2)]
-        calls = _process(
-            f"momentum {momentum}", make, *(step(batch, "cpu", tell=["model"]) for batch in batches)
-        )
+        calls = _process(f"{momentum}", make, *(step(batch, "cpu", tell=["model"]) for batch in batches))
         ours = build(make, {})
         steps = [_reference_step(batch, **ours) for batch in batches]
         yield Check(calls, partial(_judge_steps, steps=steps))
-    make = {
-        "model": _fixture("linear_model", seed=1, device="meta"),
-        "optimizer": _fixture("optimizer", kind="SGD", model=MODEL, lr=0.1),
-    }
+    make = {"model": _fixture("linear_model", seed=1, device="meta"), "optimizer": _sgd(lr=0.1)}
     yield Check(_process("meta", make, step(draw.normal(4, 3), "meta")), _judge_meta_step)
 
 
@@ -211,37 +208,22 @@ def ddp_equivalent_learning_rate(draw: Draw) -> Iterator[Check]:
 def save_state(draw: Draw) -> Iterator[Check]:
     """A resumed run beside an unbroken one, in another process, then a save that fails part-way."""
 
-    def objects(width: int, kind: str, **settings: float) -> Call:
-        return {
-            "model": _fixture("linear_model", seed=draw.seed(), width=width),
-            "optimizer": _fixture("optimizer", kind=kind, model=MODEL, **settings),
-            "generator": _fixture("generator", seed=draw.seed()),
-        }
+    def objects(width: int, optimizer: Call) -> Call:
+        model = _fixture("linear_model", seed=draw.seed(), width=width)
+        return {"model": model, "optimizer": optimizer, "generator": _fixture("generator", seed=draw.seed())}
 
-    for kind, more in (("Adam", {}), ("SGD", {"momentum": 0.9})):
-        first, other = objects(3, kind, lr=0.05, **more), objects(3, kind, lr=0.01, **more)
+    for name, optimizer in {"adam": _adam, "sgd": partial(_sgd, momentum=0.9)}.items():
+        first, other = objects(3, optimizer(lr=0.05)), objects(3, optimizer(lr=0.01))
         train_steps(**(ours := build(first, {})), num_steps=7)
-        unbroken = _process(f"{kind}, unbroken", first, _train(3), _state("save_state"), _train(4, tell=RUN))
-        resumed = _process(f"{kind}, resumed", other, _state("load_state"), _train(4, tell=RUN))
+        unbroken = _process(f"{name}, unbroken", first, _train(3), _state("save_state"), _train(4, tell=RUN))
+        resumed = _process(f"{name}, resumed", other, _state("load_state"), _train(4, tell=RUN))
         yield Check(unbroken + resumed, partial(_judge_resumed, expected=_weights(ours["model"])))
-    crash = _process(
-        "crash",
-        objects(24, "Adam", lr=0.05),
-        _train(2),
-        _state("save_state", tell=RUN, files=["state"]),
-        _train(2),
-        _state("save_state", file_size_limit=FILE_SIZE_LIMIT, may_fail=True),
-        _train(0, files=["state"]),
-    )
-    after = _process(
-        "after",
-        objects(24, "Adam", lr=0.01),
-        _state("load_state", tell=RUN),
-        _train(1),
-        _state("save_state", tell=RUN),
-    )
-    last = _process("last", objects(24, "Adam", lr=0.01), _state("load_state", tell=RUN))
-    yield Check(crash + after + last, _judge_crash)
+    failing = _state("save_state", file_size_limit=FILE_SIZE_LIMIT, may_fail=True)
+    save, load = _state("save_state", tell=RUN, files=["state"]), _state("load_state", tell=RUN)
+    first, other, last = (objects(24, _adam(lr=rate)) for rate in (0.05, 0.01, 0.01))
+    crash = _process("crash", first, _train(2), save, _train(2), failing, _train(0, files=["state"]))
+    after = _process("after", other, load, _train(1), save)
+    yield Check([*crash, *after, *_process("last", last, load)], _judge_crash)
 
 
 def _train(num_steps: int, **more: Any) -> Call:
