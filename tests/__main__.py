@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,18 +24,20 @@ PYTHON = [sys.executable, "-m"]
 WORKERS = min(os.cpu_count() or 1, 8)
 # Workers compute with one thread each: two that share two cores would wait for each other.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-PYTEST = [*PYTHON, "pytest", "-q", "--color=no", "--tb=short", "--durations=25", "-n", str(WORKERS)]
+PYTEST = [*PYTHON, "pytest", "-q", "--color=no", "--tb=short", "--durations=25"]
+PYTEST += ["-n", str(WORKERS), "--dist", "loadgroup", "-m", "not slow"]
 COUNT = re.compile(r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed)\b")
 COLOR = re.compile(r"\x1b\[[\d;]*m")
 TAIL = 60
 
 
 class Stage(NamedTuple):
-    """A name, the commands that make it up, and what is deleted before they run."""
+    """A name, its command, and what is deleted before it runs; neighbours of one group run side by side."""
 
     name: str
-    commands: list[list[str]]
+    command: list[str]
     stale: tuple[str, ...] = ()
+    group: str | None = None
 
 
 def files(*patterns: str) -> list[str]:
@@ -48,30 +51,27 @@ NOTEBOOKS = files("book/*.ipynb", "book/coursework/source/*/*.ipynb")
 WINGS = ["tests/core", "tests/training", "tests/diagnosis"]
 REST = ["tests/cli", "tests/coursework", "tests/book", "tests/benchmarks", "vaecourse"]
 PAPERMILL = "tests/book/test_papermill.py"
-SITE = [str(BIN / "jupyter-book"), "build", ".", "--all", "-W", "-n", "--keep-going"]
+BUILD = [str(BIN / "jupyter-book"), "build", ".", "--all", "-W", "-n", "--keep-going"]
+PRINT = [*BUILD, "--builder", "singlehtml", "--path-output", "_build/pdf"]
 # The strict mode: every cell with a stored output is compared, whatever its tags.  What has been
 # executed goes into the cache from which the site is then built.
 NBVAL = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300", "-p", "tests.book.executed"]
-GROUPS = ["--dist", "loadgroup", "-m"]
 STATIC = [
-    Stage("format", [[*PYTHON, "ruff", "format", "--check", "."]]),
-    Stage("lint", [[*PYTHON, "ruff", "check", "."]]),
-    Stage("imports", [[str(BIN / "lint-imports")]]),
-    Stage("docstrings", [[*PYTHON, "numpydoc", "lint", *PUBLIC]]),
-    Stage("types", [[*PYTHON, "mypy"]]),
+    Stage("format", [*PYTHON, "ruff", "format", "--check", "."], group="static"),
+    Stage("lint", [*PYTHON, "ruff", "check", "."], group="static"),
+    Stage("imports", [str(BIN / "lint-imports")], group="static"),
+    Stage("docstrings", [*PYTHON, "numpydoc", "lint", *PUBLIC], group="static"),
+    Stage("types", [*PYTHON, "mypy"], group="static"),
 ]
-QUICK = Stage("quick", [[*PYTEST, *GROUPS, "not slow and not long", *WINGS]])
+QUICK = Stage("quick", [*PYTEST, "-m", "not slow and not long", *WINGS])
 STAGES = [
     *STATIC,
-    Stage("unit", [[*PYTEST, *GROUPS, "not slow", f"--ignore={PAPERMILL}", *WINGS, *REST]]),
-    Stage("notebooks", [[*PYTEST, *NBVAL, "--dist", "loadfile", *NOTEBOOKS]]),
+    Stage("unit", [*PYTEST, f"--ignore={PAPERMILL}", *WINGS, *REST]),
+    Stage("notebooks", [*PYTEST, *NBVAL, *NOTEBOOKS, PAPERMILL]),
     # Without --all or with an old doctree, -W forgets the warnings of the previous build.
-    Stage(
-        "site",
-        [SITE, [*PYTEST, *GROUPS, "not slow", "tests/site"]],
-        stale=("_build/html", "_build/.doctrees"),
-    ),
-    Stage("papermill", [[*PYTEST, PAPERMILL]]),
+    Stage("build", BUILD, stale=("_build/html", "_build/.doctrees"), group="build"),
+    Stage("print", PRINT, stale=("_build/pdf",), group="build"),
+    Stage("site", [*PYTEST, "tests/site"]),
 ]
 
 
@@ -93,24 +93,21 @@ def counts(command: list[str], output: str, code: int) -> Counter:
 
 def run(stage: Stage) -> Counter:
     """Run a stage, print its line, and return its counts."""
-    start, total, lines = time.monotonic(), Counter(), []
+    start = time.monotonic()
     for folder in stage.stale:
         shutil.rmtree(ROOT / folder, ignore_errors=True)
-    for command in stage.commands:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **(ONE_THREAD if "-n" in command else {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        output = COLOR.sub("", done.stdout)
-        lines += [f"$ {' '.join(command)}", *output.rstrip().splitlines()]
-        total += counts(command, output, done.returncode)
-        if done.returncode != 0:
-            break
+    done = subprocess.run(
+        stage.command,
+        cwd=ROOT,
+        env={**os.environ, **(ONE_THREAD if "pytest" in stage.command else {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    output = COLOR.sub("", done.stdout)
+    lines = [f"$ {' '.join(stage.command)}", *output.rstrip().splitlines()]
+    total = counts(stage.command, output, done.returncode)
     LOGS.mkdir(parents=True, exist_ok=True)
     log = LOGS / f"{stage.name}.log"
     log.write_text("\n".join(lines) + "\n", "utf-8")
@@ -137,13 +134,13 @@ def main() -> int:
     chosen = [stage for stage in stages if stage.name in options.stages or not options.stages]
     if options.list:
         for stage in chosen:
-            commands = [" ".join([Path(command[0]).name, *command[1:]]) for command in stage.commands]
-            print(f"{stage.name}:", *commands, sep="\n    ")
+            print(f"{stage.name}:", " ".join([Path(stage.command[0]).name, *stage.command[1:]]), sep="\n    ")
         return 0
     start = time.monotonic()
-    with ThreadPoolExecutor(2) as pool:  # those that look at files only run side by side
-        results = list(pool.map(run, [stage for stage in chosen if stage in STATIC]))
-    results += [run(stage) for stage in chosen if stage not in STATIC]
+    results: list[Counter] = []
+    with ThreadPoolExecutor(2) as pool:
+        for _, neighbours in groupby(chosen, key=lambda stage: stage.group or stage.name):
+            results += pool.map(run, neighbours)
     failed = [stage.name for stage, result in zip(chosen, results, strict=True) if result["failed"]]
     total = sum(results, Counter())
     verdict = f"failed: {', '.join(failed)}" if failed else "all stages passed"

@@ -8,6 +8,7 @@ import importlib.util
 
 import nbformat
 import pytest
+from ipykernel.ipkernel import IPythonKernel
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 
@@ -25,6 +26,14 @@ def cache_folder() -> str:
     return str(module.execution_cache(ROOT))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let pytest-xdist keep the cells of a notebook together."""
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item):
     report = yield
@@ -34,7 +43,7 @@ def pytest_runtest_makereport(item: pytest.Item):
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """After the last cell of a notebook, keep what has been executed."""
-    if nextitem is not None and nextitem.path == item.path:
+    if item.path.suffix != ".ipynb" or (nextitem is not None and nextitem.path == item.path):
         return
     cells = [other for other in item.session.items if other.path == item.path]
     executed = {cell.cell.id: cell for cell in cells if hasattr(cell, "test_outputs")}
@@ -45,5 +54,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     for number, cell in enumerate(code, 1):
         cell.outputs = executed[cell.id].test_outputs if cell.id in executed else []
         cell.execution_count = number
+    # by which the site highlights the code: without it, "!git clone" is no Python
+    notebook.metadata.language_info = IPythonKernel.language_info
     bundle = CacheBundleIn(nb=notebook, uri=str(item.path), data={"execution_seconds": 0.0})
     get_cache(cache_folder()).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)

@@ -88,8 +88,8 @@ def test_line_of_code_assumes_what_the_sheet_says_and_shows_an_equation_of_its_f
     a, w = value(recon_weight, names), value(kl_weight, names)
     assert weights(loss(line, names), family, names) == pytest.approx((a, w), rel=1e-9)
     assert claimed == pytest.approx(implied_variance(a, w) if family == "gaussian" else w / a, rel=1e-9)
-    sizes = {"data_dim": names["D"], "latent_dim": names["K"], "batch_size": names["B"]}
-    found = diagnose_loss(loss(line, names), **sizes)
+    d, k, b = sizes
+    found = diagnose_loss(loss(line, names), data_dim=d, latent_dim=k, batch_size=b)
     assert (found.family, found.kl_fault) == (family, None)
     assumed = {"gaussian": (found.scale or 0) ** 2, "laplace": found.scale, "bernoulli": found.beta}[family]
     assert assumed == pytest.approx(claimed, rel=1e-6)

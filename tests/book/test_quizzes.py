@@ -164,9 +164,9 @@ def test_gaussian_regression_question_2_best_scale():
 def test_gaussian_regression_question_3_error_of_draws():
     nodes, weights = (torch.from_numpy(a) for a in hermite(20))  # exact for polynomials
     error = ((residuals(0.03, 9) + math.sqrt(0.03) * nodes).square().mean(0) @ weights).item()
-    values = [0.03, error, (2 * math.sqrt(0.03)) ** 2, 0.03 + math.sqrt(0.03)]
-    check_choices(1, 3, values, right=error, exact=True)
-    assert r"\approx 0.17$" in quiz(1)[2].answer and round(math.sqrt(0.03), 2) == 0.17
+    root = math.sqrt(0.03)
+    check_choices(1, 3, [0.03, error, (2 * root) ** 2, 0.03 + root], right=error, exact=True)
+    assert r"\approx 0.17$" in quiz(1)[2].answer and round(root, 2) == 0.17
 
 
 def test_gaussian_regression_question_4_only_one_minimum_moves():
@@ -222,8 +222,7 @@ def test_vae_elbo_question_2_gap_of_two_encoders():
     assert log_p[0] == log_p[1]
     for first, second in zip(*terms, strict=True):  # neither term differs by as much as their sum
         assert abs((first - second).abs() - difference.abs()) > 0.05
-    values = {printed(choice.rpartition("by ")[2])[0] for choice in quiz(2)[1].choices}
-    assert values == {-101.5 - -104.0}
+    assert {printed(choice.rpartition("by ")[2])[0] for choice in quiz(2)[1].choices} == {-101.5 - -104.0}
     assert quiz(2)[1].right_choice.count(r"p(z \mid x)") == 2
 
 
@@ -452,8 +451,8 @@ def test_bound_to_likelihood_question_3_effective_samples():
     share = weights / weights.sum()
     effective = 1 / share.square().sum().item()
     assert effective == pytest.approx(4 * 999 / 1000, rel=1e-12)
-    values = [1, 1 / (0.5**2 + 0.5**2), effective, 1000 * share[1:].sum().item()]
-    check_choices(6, 3, values, right=effective)
+    of_two, of_rest = 1 / (0.5**2 + 0.5**2), 1000 * share[1:].sum().item()
+    check_choices(6, 3, [1, of_two, effective, of_rest], right=effective)
 
 
 def test_bound_to_likelihood_question_4_units():

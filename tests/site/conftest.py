@@ -1,7 +1,6 @@
 """The machine's browser, and the built site."""
 
 import os
-import re
 from collections.abc import Iterator
 
 import pytest
@@ -34,16 +33,3 @@ def address() -> Iterator[str]:
     """Where the built site is served."""
     with serve(SITE) as address:
         yield address
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Let a worker keep a file whose tests share what is slow to make, and take other tests as it is free.
-
-    With pytest 9.2, xdist 3.8 no longer sees `xdist_group` (its issue 1386).
-    """
-    from xdist.scheduler import LoadScopeScheduling
-
-    scheduler = LoadScopeScheduling(config, log)
-    scheduler._split_scope = lambda test: re.sub(r"(test_(live|pdf)\.py)::.*", r"\1", test)
-    return scheduler

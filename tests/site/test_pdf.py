@@ -1,11 +1,10 @@
 """The printed book and cheat sheet: complete, tagged, with links that lead somewhere and mathematics set.
 
-Runs after the build, in the stage ``site``; prints everything again, into a temporary folder.
+Runs after the builds, in the stage ``site``; prints everything into a temporary folder.
 """
 
 import re
-import subprocess
-import sys
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,16 +12,16 @@ import nbformat
 import pytest
 import yaml
 from pypdf import PdfReader
-from pypdf.generic import DecodedStreamObject, Destination, NameObject
+from pypdf.generic import Destination
+from pypdfium2 import PdfDocument
 
 from tests.site.browser import BASE, CONFIG, ROOT, SITE, extension
 
 PARTS = yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8"))["parts"]
 NAMES = ["book/index", *(chapter["file"] for part in PARTS for chapter in part["chapters"])]
 COMMITTED = ROOT / "book" / "_static" / "cheat-sheet.pdf"
-# Lines and areas, which are most of a page and say nothing: without them its text is read twice as fast.
-DRAWING = re.compile(rb"^(?:[-\d. ]+ (?:[clm]|re|[-\d. RG]+ rg)|/\w+ gs|[fhSn]|W\*? n)\n", re.MULTILINE)
 printer = extension("print_pdf")
+pytestmark = pytest.mark.xdist_group("pdf")
 
 
 def cells(name: str, kind: str) -> str:
@@ -52,13 +51,8 @@ def outline(entries: list) -> Iterator[Destination]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, browser) -> Path:
-    """The single-page build, with book.pdf and sheet.pdf."""
-    output = tmp_path_factory.mktemp("pdf")
-    build = "build . --all -W -n --keep-going --builder singlehtml --path-output"
-    command = [Path(sys.executable).with_name("jupyter-book"), *build.split(), output]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    single = output / "_build" / "singlehtml"
+    """A copy of the single-page build, with book.pdf and sheet.pdf."""
+    single = shutil.copytree(printer.SINGLE, tmp_path_factory.mktemp("pdf") / "single")
     printer.print_pages(browser, {"book": single / "book.pdf", "sheet": single / "sheet.pdf"}, single)
     return single
 
@@ -71,12 +65,7 @@ def readers(folder) -> dict[str, PdfReader]:
 @pytest.fixture(scope="module")
 def pages(folder) -> list[str]:
     """The text of each page of the book."""
-    found = PdfReader(folder / "book.pdf").pages
-    for page in found:
-        content = DecodedStreamObject()
-        content.set_data(DRAWING.sub(b"", page.get_contents().get_data()))
-        page[NameObject("/Contents")] = content
-    return [page.extract_text() for page in found]
+    return [page.get_textpage().get_text_range() for page in PdfDocument(folder / "book.pdf")]
 
 
 @pytest.mark.parametrize(("kind", "page"), [("book", "book/index"), ("sheet", "book/cheat_sheet")])

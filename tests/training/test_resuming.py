@@ -304,7 +304,7 @@ def kill_until_done(folder: Path, longest: float, chance: random.Random) -> int:
 @pytest.mark.long
 @pytest.mark.xdist_group("forks")
 @pytest.mark.skipif(FORKS is None, reason="needs a system that can fork and kill")
-@pytest.mark.parametrize("least", [20, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("least", [8, pytest.param(100, marks=pytest.mark.slow)])
 def test_run_killed_at_random_moments_ends_with_the_same_bits(least, tmp_path):
     steps_begun = FORKS.Value("i", 0, lock=False)
     for folder in (tmp_path / "first", tmp_path / "reference"):  # the first also starts the server
