@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 help:  ## list the verbs
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
 
+# After a warning every page is read again: those that are not would keep theirs to themselves.
 book: $(VENV)/.book  ## execute every chapter and build the site; warnings are errors
-	$(BIN)/jupyter-book build . --all -W -n --keep-going
+	$(BIN)/jupyter-book build . -W -n --keep-going || { rm -rf _build/.doctrees; exit 1; }
 	@echo "The site: file://$(CURDIR)/_build/html/index.html"
 
 pdf: $(VENV)/.test  ## print the whole book, and the cheat sheet alone, as PDF; needs Chromium

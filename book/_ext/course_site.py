@@ -1,14 +1,24 @@
 """Sphinx extension: what stands beside the pages: fresh executions, mathematics, icons, problem sets."""
 
+import asyncio
 import hashlib
 import importlib.metadata
 import importlib.util
+import itertools
+import os
 import re
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import nbformat
 from fontTools import subset
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn, JupyterCacheAbstract
+from nbclient import NotebookClient
+from nbclient.exceptions import CellControlSignal
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
@@ -17,23 +27,23 @@ from sphinx.util import logging
 from vaecourse.coursework.release import release
 
 logger = logging.getLogger(__name__)
-notebooks: list[str] = []  # of this build, in the order in which they are read
 
+ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = ["matplotlib", "numpy", "scikit-learn", "torch"]
 ICON = re.compile(r'((?:\.fa-[a-z0-9-]+:before,?)+)\{content:"\\([0-9a-f]+)"\}')  # in the theme's style sheet
 MATHJAX_PARTS = ["tex-chtml.js", "output/chtml/fonts/woff-v2"]
 
 
-def package_fingerprint(package: Path) -> str:
-    """Digest of what outputs depend on besides the notebook.
+def fingerprint(folder: Path) -> str:
+    """Digest of the files of a folder and of the versions of the libraries.
 
-    The grading of problem sets is left out: no chapter uses it.
+    The grading of problem sets is left out: no page depends on it.
     """
     digest = hashlib.sha256()
     for path in sorted(
-        p for p in package.rglob("*") if p.is_file() and not {"__pycache__", "coursework"} & set(p.parts)
+        p for p in folder.rglob("*") if p.is_file() and not {"__pycache__", "coursework"} & set(p.parts)
     ):
-        digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     for library in LIBRARIES:
         digest.update(f"{library}=={importlib.metadata.version(library)}".encode())
     return digest.hexdigest()[:16]
@@ -46,7 +56,7 @@ def execution_cache(root: Path) -> Path:
     older version of the package computed.
     """
     caches = root / "_build" / ".jupyter_cache"
-    current = caches / package_fingerprint(root / "vaecourse")
+    current = caches / fingerprint(root / "vaecourse")
     for stale in caches.glob("*"):
         if stale != current:
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
@@ -58,15 +68,56 @@ def choose_execution_cache(app: Sphinx, config: Config) -> None:
     config.nb_execution_cache_path = str(execution_cache(Path(app.srcdir)))
 
 
-def count_notebooks(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
-    """Remember which notebooks are going to be read, so that each can be announced with its number."""
-    notebooks[:] = [name for name in docnames if str(env.doc2path(name)).endswith(".ipynb")]
+def is_cached(path: Path, cache: JupyterCacheAbstract) -> bool:
+    """Whether the cache holds an execution of a notebook as it is now."""
+    with suppress(KeyError):
+        cache.match_cache_notebook(nbformat.read(path, as_version=4))
+        return True
+    return False
 
 
-def announce_notebook(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Say which notebook of how many is read; it is executed unless the cache has it."""
-    if docname in notebooks:
-        logger.info("\nnotebook %d of %d: %s", notebooks.index(docname) + 1, len(notebooks), docname)
+async def execute(paths: list[Path], cache: JupyterCacheAbstract, timeout: int) -> None:
+    """Execute notebooks, each in its folder and as many at a time as there are processors, into the cache.
+
+    One that fails is left out, so that Sphinx finds the error when it reads the page, and reports it.
+    """
+    processors = os.cpu_count() or 1
+    workers = max(1, min(processors, len(paths)))
+    environment = {"OMP_NUM_THREADS": str(processors // workers), **os.environ}
+    turn, done = asyncio.Semaphore(workers), itertools.count(1)
+
+    async def one(path: Path) -> None:
+        notebook, place = nbformat.read(path, as_version=4), {"metadata": {"path": str(path.parent)}}
+        client = NotebookClient(notebook, timeout=timeout, resources=place, record_timing=False)
+        async with turn:
+            start = time.monotonic()
+            with suppress(CellControlSignal):
+                await client.async_execute(env=environment)
+                data = {"execution_seconds": time.monotonic() - start}
+                bundle = CacheBundleIn(notebook, str(path), data=data)
+                cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+        logger.info("notebook %d of %d executed: %s", next(done), len(paths), path.name)
+
+    await asyncio.gather(*map(one, paths))
+
+
+def execute_notebooks(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
+    """Execute what the cache does not have, side by side; Sphinx would execute one after the other."""
+    if app.config.nb_execution_mode != "cache":
+        return
+    cache = get_cache(app.config.nb_execution_cache_path)
+    paths = [path for name in docnames if (path := Path(env.doc2path(name))).suffix == ".ipynb"]
+    waiting = [path for path in paths if not is_cached(path, cache)]
+    waiting.sort(
+        key=lambda path: path.stat().st_size, reverse=True
+    )  # what takes longest is not left to the end
+    asyncio.run(execute(waiting, cache, app.config.nb_execution_timeout))
+
+
+def write_every_page(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
+    """If a page is read, write all of them: their lists of contents and links show each other's titles."""
+    if docnames:
+        app.connect("env-updated", lambda app, env: env.found_docs)
 
 
 def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
@@ -125,13 +176,16 @@ def release_problem_sets(app: Sphinx, exception: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the hooks."""
     app.connect("config-inited", choose_execution_cache)
-    app.connect("env-before-read-docs", count_notebooks)
-    app.connect("source-read", announce_notebook)
+    app.connect("env-before-read-docs", execute_notebooks)
+    app.connect("env-before-read-docs", write_every_page)
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", subset_icons)
     app.connect("build-finished", release_problem_sets)
+    made_by = [fingerprint(ROOT / folder) for folder in ("vaecourse", "book/_ext", "book/_templates")]
     return {
         "version": "1",
+        # where the code that makes the pages has changed, all of them are read again
+        "env_version": int("".join(made_by), 16),
         "parallel_read_safe": True,
         "parallel_write_safe": True,
     }

@@ -4,7 +4,7 @@ The site is built from that cache, so that no chapter is executed twice with the
 """
 
 import functools
-import importlib.util
+import runpy
 
 import nbformat
 import pytest
@@ -20,10 +20,7 @@ FAILED = pytest.StashKey[bool]()
 @functools.cache
 def cache_folder() -> str:
     """Where the book's own extension looks for executions with this state of the package."""
-    spec = importlib.util.spec_from_file_location("course_site", ROOT / "book/_ext/course_site.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return str(module.execution_cache(ROOT))
+    return str(runpy.run_path(str(ROOT / "book/_ext/course_site.py"))["execution_cache"](ROOT))
 
 
 @pytest.hookimpl(tryfirst=True)
