@@ -57,16 +57,16 @@ PRINT = [*BUILD, "--builder", "singlehtml", "--path-output", "_build/pdf"]
 # executed goes into the cache from which the site is then built.
 NBVAL = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300", "-p", "tests.book.executed"]
 STATIC = [
-    Stage("format", [*PYTHON, "ruff", "format", "--check", "."], group="static"),
-    Stage("lint", [*PYTHON, "ruff", "check", "."], group="static"),
-    Stage("imports", [str(BIN / "lint-imports")], group="static"),
-    Stage("docstrings", [*PYTHON, "numpydoc", "lint", *PUBLIC], group="static"),
-    Stage("types", [*PYTHON, "mypy"], group="static"),
+    Stage("format", [*PYTHON, "ruff", "format", "--check", "."], group="source"),
+    Stage("lint", [*PYTHON, "ruff", "check", "."], group="source"),
+    Stage("imports", [str(BIN / "lint-imports")], group="source"),
+    Stage("docstrings", [*PYTHON, "numpydoc", "lint", *PUBLIC], group="source"),
+    Stage("types", [*PYTHON, "mypy"], group="source"),
 ]
-QUICK = Stage("quick", [*PYTEST, "-m", "not slow and not long", *WINGS])
+QUICK = Stage("quick", [*PYTEST, "-m", "not slow and not long", *WINGS], group="source")
 STAGES = [
     *STATIC,
-    Stage("unit", [*PYTEST, f"--ignore={PAPERMILL}", *WINGS, *REST]),
+    Stage("unit", [*PYTEST, f"--ignore={PAPERMILL}", *WINGS, *REST], group="source"),
     Stage("notebooks", [*PYTEST, *NBVAL, *NOTEBOOKS, PAPERMILL]),
     # Without --all or with an old doctree, -W forgets the warnings of the previous build.
     Stage("build", BUILD, stale=("_build/html", "_build/.doctrees"), group="build"),

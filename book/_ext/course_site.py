@@ -88,7 +88,9 @@ async def execute(paths: list[Path], cache: JupyterCacheAbstract, timeout: int) 
 
     async def one(path: Path) -> None:
         notebook, place = nbformat.read(path, as_version=4), {"metadata": {"path": str(path.parent)}}
-        client = NotebookClient(notebook, timeout=timeout, resources=place, record_timing=False)
+        quiet = ["--log-level=ERROR"]  # kernels warn that TCP on this machine is not encrypted
+        options = {"record_timing": False, "extra_arguments": quiet}
+        client = NotebookClient(notebook, timeout=timeout, resources=place, **options)
         async with turn:
             start = time.monotonic()
             with suppress(CellControlSignal):

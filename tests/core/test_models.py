@@ -37,6 +37,16 @@ def test_mlp_has_activations_between_its_layers_only():
     assert shapes(layers) == [(8, 4), (6, 8), (2, 6)]
 
 
+def test_mlp_vae_has_the_activation_asked_for_in_both_networks():
+    vae = mlp_vae(4, 2, hidden_dims=(3,), activation=nn.Tanh)
+    for network in (vae.encoder, vae.decoder):
+        assert [type(part) for part in network.modules() if not list(part.children())] == [
+            nn.Linear,
+            nn.Tanh,
+            nn.Linear,
+        ]
+
+
 @pytest.mark.parametrize("dims", [[], [3], [3, 0], [3, -1, 2]], ids=str)
 def test_mlp_rejects_dimensions_that_make_no_network(dims):
     with pytest.raises(ValueError, match=r"dims must hold input and output dimension, all positive, got \["):

@@ -9,6 +9,7 @@ import signal
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from tests.training.examples import FORKS, LateGuard, StopError, crash, fingerprint, start
 from vaecourse.models import mlp_vae
 from vaecourse.objectives import negative_elbo
-from vaecourse.training import CheckpointError, Checkpoints, fit, load_checkpoint, save_checkpoint
+from vaecourse.training import CheckpointError, Checkpoints, fit, load_checkpoint, loop, save_checkpoint
 from vaecourse.training.step import Guard
 
 NUM_EXAMPLES, BATCH_SIZE, NUM_EPOCHS = 14, 4, 3
@@ -70,6 +71,24 @@ def uninterrupted() -> Outcome:
 
 
 # --- the state is complete -------------------------------------------------------------------------------
+
+
+def test_seconds_of_an_epoch_include_those_before_a_break_and_not_the_break(monkeypatch, tmp_path):
+    now = 1000
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now))
+
+    def loss_fn(model: nn.Module, x: Tensor) -> Tensor:
+        nonlocal now
+        if now == 1000 + STEPS_PER_EPOCH + 1:  # in the second epoch
+            raise StopError
+        now += 1
+        return negative_elbo(model, x)
+
+    options = {"num_epochs": 3, "batch_size": BATCH_SIZE, "checkpoints": Checkpoints(tmp_path, every=1)}
+    with pytest.raises(StopError):
+        fit(small_vae(), loss_fn, data(), **options)
+    now += 500
+    assert fit(small_vae(), loss_fn, data(), **options).seconds == [STEPS_PER_EPOCH] * 3
 
 
 def test_checkpoints_do_not_change_the_run(uninterrupted, tmp_path):

@@ -131,6 +131,13 @@ def test_fit_uses_adam_unless_told(arguments, rate):
     assert steps == pytest.approx([rate, rate], rel=1e-4)
 
 
+def test_fit_leaves_a_parameter_alone_that_the_loss_does_not_use():
+    model = layer()
+    model.unused = nn.Parameter(torch.ones(2))
+    run(model)
+    assert model.unused.tolist() == [1.0, 1.0]
+
+
 # --- what it reports -------------------------------------------------------------------------------------
 
 
@@ -298,7 +305,7 @@ def spoiled_at(step: int, kind: str):
             raise StopError
         if kind == "gradient":  # finite, with the derivative 0 * inf
             return loss + (model.weight * 0).abs().sqrt().sum()
-        return loss * math.nan if kind == "nan" else loss / 0
+        return loss + (math.nan if kind == "nan" else math.inf)
 
     return loss_fn
 
