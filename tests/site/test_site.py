@@ -386,7 +386,7 @@ def test_not_found_page_works_at_any_depth(tab, tmp_path):
         assert page.locator("article h1").inner_text().startswith("What a VAE loss assumes")
 
 
-@pytest.mark.parametrize("name", ["index", "03_gaussian_to_mse", "live_figures"])
+@pytest.mark.parametrize("name", ["index", "answer", "live_figures"])
 def test_page_works_as_a_file(name, tab):
     with opened(tab, f"file://{SITE}/book/{name}.html") as page:
         page.wait_for_load_state("networkidle")
