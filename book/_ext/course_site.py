@@ -110,9 +110,7 @@ def execute_notebooks(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -
     cache = get_cache(app.config.nb_execution_cache_path)
     paths = [path for name in docnames if (path := Path(env.doc2path(name))).suffix == ".ipynb"]
     waiting = [path for path in paths if not is_cached(path, cache)]
-    waiting.sort(
-        key=lambda path: path.stat().st_size, reverse=True
-    )  # what takes longest is not left to the end
+    waiting.sort(key=lambda path: -path.stat().st_size)  # what takes longest is not left to the end
     asyncio.run(execute(waiting, cache, app.config.nb_execution_timeout))
 
 
