@@ -8,7 +8,6 @@ modelling step of its own and therefore a call of its own.
 import functools
 import hashlib
 import io
-import math
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Literal
@@ -17,6 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaecourse._checks import as_tensor, check_count, check_floating, check_unit_interval, positive
+
+FAR_BELOW = 4  # images whose highest level is less than 255 by this factor have another scale
 MNIST_SHA256 = "39b9b1ffaa0ba4d8995a616551f0966941fe02a3fe79ba4a9db7373db16d53ad"
 
 
@@ -160,27 +162,25 @@ def noisy_line(
     >>> x.shape == y.shape == (5, 1)
     True
     """
-    if num_points < 1:
-        raise ValueError(f"num_points must be at least 1, got {num_points}")
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale is a standard deviation and must be positive, got {scale}")
+    check_count("num_points", num_points)
+    scale = positive("scale", scale)
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(num_points, 1, generator=generator, dtype=torch.float64).sort(dim=0).values
     noise = torch.randn(num_points, 1, generator=generator, dtype=torch.float64)
     return x, intercept + slope * x + scale * torch.exp(growth * x) * noise
 
 
-def to_unit_interval(images: Tensor, *, max_level: int = 255) -> Tensor:
+def to_unit_interval(images: Tensor, *, max_level: int | None = None) -> Tensor:
     """Grey levels divided by the highest level and flattened: inputs in [0, 1].
 
     Implements: ``x = images / max_level``.
 
     Parameters
     ----------
-    images : Tensor, uint8, shape (N, *pixels)
+    images : Tensor or array, uint8, shape (N, *pixels)
         Integer grey levels from 0 to `max_level`.
-    max_level : int
-        The highest grey level: 255 for MNIST, 16 for `digits`.
+    max_level : int, optional
+        The highest grey level that is possible: 16 for `digits`, 255 if left out.
 
     Returns
     -------
@@ -190,28 +190,31 @@ def to_unit_interval(images: Tensor, *, max_level: int = 255) -> Tensor:
     Raises
     ------
     ValueError
-        If `images` are not uint8 (already scaled, for instance) or exceed `max_level`.
+        If `images` are not uint8 (already scaled, for instance), exceed `max_level`, or, without
+        one, are so dark that 255 can hardly be it.
 
     Examples
     --------
     >>> to_unit_interval(torch.tensor([[[0, 255], [51, 102]]], dtype=torch.uint8))
     tensor([[0.0000, 1.0000, 0.2000, 0.4000]])
     """
-    _check_levels(images, max_level)
+    images, max_level = _checked_levels(images, max_level)
     return images.flatten(1).float() / max_level  # (N, H, W) -> (N, H * W)
 
 
-def dequantize(images: Tensor, *, max_level: int = 255, generator: torch.Generator | None = None) -> Tensor:
+def dequantize(
+    images: Tensor, *, max_level: int | None = None, generator: torch.Generator | None = None
+) -> Tensor:
     """Grey levels with uniform noise of one level added, scaled to [0, 1): continuous data with a density.
 
     Implements: ``x = (images + u) / (max_level + 1)``, ``u ~ U(0, 1)``.
 
     Parameters
     ----------
-    images : Tensor, uint8, shape (N, *pixels)
+    images : Tensor or array, uint8, shape (N, *pixels)
         Integer grey levels from 0 to `max_level`.
-    max_level : int
-        The highest grey level: 255 for MNIST, 16 for `digits`.
+    max_level : int, optional
+        The highest grey level that is possible: 16 for `digits`, 255 if left out.
     generator : torch.Generator, optional
         Source of the noise, on the device of `images`; the global one if left out.
 
@@ -223,7 +226,7 @@ def dequantize(images: Tensor, *, max_level: int = 255, generator: torch.Generat
     Raises
     ------
     ValueError
-        If `images` are not uint8 or exceed `max_level`.
+        As in `to_unit_interval`.
 
     References
     ----------
@@ -235,7 +238,7 @@ def dequantize(images: Tensor, *, max_level: int = 255, generator: torch.Generat
     >>> bool((x >= 255 / 256).all() and (x < 1).all())
     True
     """
-    _check_levels(images, max_level)
+    images, max_level = _checked_levels(images, max_level)
     # in float32, 255 + u may round up to 256; MPS has nothing wider, hence the last line
     exact = torch.float32 if images.device.type == "mps" else torch.float64
     levels = images.flatten(1).to(exact)  # (N, H, W) -> (N, H * W)
@@ -275,22 +278,33 @@ def binarize(x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     >>> binarize(torch.tensor([0.0, 1.0]))
     tensor([0., 1.])
     """
-    if not x.is_floating_point():
-        raise ValueError(f"x must be floating point in [0, 1], got {x.dtype}: call to_unit_interval first")
-    if x.numel() and not (x.min() >= 0 and x.max() <= 1):  # so that NaN is refused too
-        raise ValueError(f"x must lie in [0, 1], got values from {x.min():g} to {x.max():g}")
+    x = as_tensor("x", x)
+    check_floating("x", x)
+    check_unit_interval(x.cpu())  # a look that waits for an accelerator, once for the whole data set
     return torch.bernoulli(x, generator=generator)
 
 
-def _check_levels(images: Tensor, max_level: int) -> None:
+def _checked_levels(images: Tensor, max_level: int | None) -> tuple[Tensor, int]:
+    """Images as a tensor, and the highest level that they may have."""
+    images = as_tensor("images", images)
     if images.dtype != torch.uint8:
         raise ValueError(
             f"images must be uint8 grey levels, got {images.dtype}: pass what mnist() or digits() returned"
         )
     if images.ndim < 2:
         raise ValueError(f"images must have shape (N, *pixels), got {tuple(images.shape)}")
-    if images.numel() and images.max() > max_level:
-        raise ValueError(f"images hold the level {images.max()}, above max_level={max_level}")
+    highest = int(images.max()) if images.numel() else 0
+    if max_level is None:
+        if 0 < highest <= 255 / FAR_BELOW:
+            raise ValueError(
+                f"the highest level of these images is {highest}, far below 255: pass max_level={highest} if "
+                "it is the highest that is possible (16 for digits), or max_level=255 if they are that dark"
+            )
+        return images, 255
+    check_count("max_level", max_level)
+    if highest > max_level:
+        raise ValueError(f"images hold the level {highest}, above max_level={max_level}")
+    return images, max_level
 
 
 @functools.cache

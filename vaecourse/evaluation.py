@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vaecourse._checks import as_tensor, check_count, check_finite
 from vaecourse.objectives import ElboTerms, LatentVariableModel, elbo_terms, log_importance_weights
 
 
@@ -37,14 +38,17 @@ class NllEstimate:
     per_image: Tensor
 
     @property
-    def sampling_error(self) -> float:
+    def sampling_error(self) -> float | None:
         """Standard error of `nats` as an estimate for the population that the images come from.
 
         Returns
         -------
-        float
-            Nats; usually far above `standard_error`.
+        float or None
+            Nats; usually far above `standard_error`.  None for a single image, which says nothing
+            about how images differ.
         """
+        if self.num_images < 2:
+            return None
         return float(self.per_image.std()) / math.sqrt(self.num_images)
 
 
@@ -90,7 +94,7 @@ def evaluate_elbo(
     ----------
     model : LatentVariableModel
         In evaluation mode.
-    x : Tensor, shape (N, *event)
+    x : Tensor or array, shape (N, *event)
         Data, at least one example.
     num_samples, batch_size : int
         Draws of z per example; examples at a time.
@@ -105,7 +109,7 @@ def evaluate_elbo(
     Raises
     ------
     ValueError
-        If `x` is empty or a size is below 1.
+        If `x` is empty, a size is below 1, or the model is in training mode.
 
     Examples
     --------
@@ -115,7 +119,7 @@ def evaluate_elbo(
     """
     terms = [
         elbo_terms(model, batch, num_samples=num_samples, generator=generator)
-        for batch in _batches(x, batch_size)
+        for batch in _batches(model, x, batch_size)
     ]
     return ElboTerms(nll=torch.cat([t.nll for t in terms]), kl=torch.cat([t.kl for t in terms]))
 
@@ -125,7 +129,7 @@ def nll_estimate(
     model: LatentVariableModel,
     x: Tensor,
     *,
-    num_samples: int,
+    num_samples: int = 1000,
     batch_size: int = 20,
     chunk_size: int = 100,
     generator: torch.Generator | None = None,
@@ -141,7 +145,7 @@ def nll_estimate(
     ----------
     model : LatentVariableModel
         In evaluation mode.
-    x : Tensor, shape (N, *event)
+    x : Tensor or array, shape (N, *event)
         Data, at least one example.
     num_samples : int
         Importance samples per example, at least 2 (one gives no standard error).
@@ -161,7 +165,7 @@ def nll_estimate(
     Raises
     ------
     ValueError
-        If `x` is empty or a size is out of range.
+        If `x` is empty, a size is out of range, or the model is in training mode.
 
     References
     ----------
@@ -174,13 +178,11 @@ def nll_estimate(
     >>> estimate.num_images, estimate.num_samples
     (5, 8)
     """
-    if num_samples < 2 or chunk_size < 1:
-        raise ValueError(
-            f"num_samples must be at least 2 and chunk_size at least 1, got {num_samples} and {chunk_size}"
-        )
+    check_count("num_samples", num_samples, least=2)
+    check_count("chunk_size", chunk_size)
     per_image, variances = [], []
     with tqdm(total=len(x), unit=" images", disable=None if progress else True) as bar:
-        for batch in _batches(x, batch_size):
+        for batch in _batches(model, x, batch_size):
             log_sum, log_sum_squares = _log_sums(model, batch, num_samples, chunk_size, generator)
             per_image.append(math.log(num_samples) - log_sum)
             # relative variance of a mean of k weights: sum(w**2) / sum(w)**2 - 1 / k
@@ -204,7 +206,7 @@ def active_units(
     ----------
     model : LatentVariableModel
         In evaluation mode.
-    x : Tensor, shape (N, *event)
+    x : Tensor or array, shape (N, *event)
         Data, at least two examples.
     threshold : float
         Variance above which a latent counts as active.
@@ -219,7 +221,8 @@ def active_units(
     Raises
     ------
     ValueError
-        If `x` holds fewer than two examples.
+        If `x` holds fewer than two examples, a posterior mean is not finite, or the model is in
+        training mode.
 
     References
     ----------
@@ -228,13 +231,14 @@ def active_units(
     Examples
     --------
     >>> from vaecourse.linear_vae import LinearVAE
-    >>> active_units(LinearVAE(data_dim=3, latent_dim=2), torch.zeros(5, 3)).count
+    >>> active_units(LinearVAE(data_dim=3, latent_dim=2).eval(), torch.zeros(5, 3)).count
     0
     """
     if len(x) < 2:
         raise ValueError(f"a variance needs at least two examples, got {len(x)}")
-    means = torch.cat([model.encode(batch)[0] for batch in _batches(x, batch_size)])
-    return ActiveUnits(means.cpu().double().var(dim=0, correction=0), threshold)
+    means = torch.cat([model.encode(batch)[0] for batch in _batches(model, x, batch_size)]).cpu()
+    check_finite(**{"the posterior mean": means})
+    return ActiveUnits(means.double().var(dim=0, correction=0), threshold)
 
 
 def nats_to_bits_per_dim(nats: float, data_dim: int, *, num_levels: float = 256) -> float:
@@ -278,10 +282,14 @@ def nats_to_bits_per_dim(nats: float, data_dim: int, *, num_levels: float = 256)
     return nats / (data_dim * math.log(2)) + math.log2(num_levels)
 
 
-def _batches(x: Tensor, batch_size: int) -> Iterator[Tensor]:
-    if len(x) == 0 or batch_size < 1:
+def _batches(model: LatentVariableModel, x: Tensor, batch_size: int) -> Iterator[Tensor]:
+    x = as_tensor("x", x)
+    check_count("batch_size", batch_size)
+    if len(x) == 0:
+        raise ValueError(f"x must hold at least one example, got shape {tuple(x.shape)}")
+    if getattr(model, "training", False):
         raise ValueError(
-            f"x must hold an example and batch_size be at least 1, got {tuple(x.shape)}, {batch_size}"
+            "the model is in training mode, where dropout and an optimal scale act: call model.eval() first"
         )
     return iter(torch.split(x, batch_size))
 

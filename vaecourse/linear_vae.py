@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, distributions, nn
 
-from vaecourse._checks import check_finite
+from vaecourse._checks import check_finite, positive
 from vaecourse.divergences import kl_standard_normal
 from vaecourse.likelihoods import GaussianLikelihood
 from vaecourse.models import VAE
@@ -78,8 +78,9 @@ class LinearVAE(VAE):
         if scale in ("optimal", "per_pixel"):
             raise ValueError(f"a linear VAE has one fixed or 'learned' scale, got {scale!r}")
         decoder = nn.Linear(latent_dim, data_dim)  # weight W: (D, K), bias mu: (D,)
-        likelihood = GaussianLikelihood(scale)  # type: ignore[arg-type]  # checked there
-        super().__init__(LinearEncoder(data_dim, latent_dim), decoder, likelihood)
+        likelihood = GaussianLikelihood(scale)
+        encoder = LinearEncoder(data_dim, latent_dim)
+        super().__init__(encoder, decoder, likelihood, latent_dim=latent_dim)
 
     @property
     def weight(self) -> Tensor:
@@ -207,7 +208,7 @@ class LinearVAE(VAE):
         Returns
         -------
         LinearVAE
-            In float64.
+            In float64 and in evaluation mode.
 
         Raises
         ------
@@ -230,9 +231,8 @@ class LinearVAE(VAE):
             if beta != 1:
                 raise ValueError(f"beta={beta} needs a given scale: training does not identify both")
             scale = math.sqrt(max(eigenvalues[latent_dim:].mean().item(), 0.0))  # 0 is refused below
-        if not (math.isfinite(beta) and beta > 0):
-            raise ValueError(f"beta must be a positive number, got {beta}")
-        model = cls(x.shape[1], latent_dim, scale=scale).double()
+        beta = positive("beta", beta)
+        model = cls(x.shape[1], latent_dim, scale=scale).double().eval()
         leading, floor = eigenvalues[:latent_dim], beta * scale**2
         active = leading > floor
         gain = torch.where(active, leading - floor, 0.0).sqrt()

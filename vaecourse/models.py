@@ -1,49 +1,19 @@
-"""Networks that emit the parameters of a distribution.
+"""Models: networks together with a `likelihoods.Likelihood`, which says what their output means.
 
-A model holds a `likelihoods.Likelihood` and leaves to it what its output
-means; losses live in `objectives`, training in `training`.
+Losses live in `objectives`, training in `training`.
 """
 
-import itertools
 from collections.abc import Sequence
+from typing import TypeVar, cast
 
-import torch  # noqa: F401  (for the examples)
+import torch
 from torch import Tensor, distributions, nn
 
+from vaecourse._checks import check_count, check_floating
 from vaecourse.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
+from vaecourse.networks import Decoder, Encoder, mlp
 
-
-def mlp(dims: Sequence[int], *, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    """Multi-layer perceptron with an activation between, but not after, its linear layers.
-
-    Parameters
-    ----------
-    dims : sequence of int
-        Input dimension, hidden dimensions, output dimension; at least two numbers.
-    activation : type of nn.Module
-        Class of the activation.
-
-    Returns
-    -------
-    nn.Sequential
-        Maps (..., dims[0]) to (..., dims[-1]).
-
-    Raises
-    ------
-    ValueError
-        If fewer than two dimensions are given or one is not positive.
-
-    Examples
-    --------
-    >>> [type(layer).__name__ for layer in mlp([784, 400, 20])]
-    ['Linear', 'ReLU', 'Linear']
-    """
-    if len(dims) < 2 or min(dims) < 1:
-        raise ValueError(f"dims must hold input and output dimension, all positive, got {list(dims)}")
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in itertools.pairwise(dims):
-        layers += [nn.Linear(fan_in, fan_out), activation()]
-    return nn.Sequential(*layers[:-1])
+AnyLikelihood = TypeVar("AnyLikelihood", bound=Likelihood)
 
 
 class GaussianRegressor(nn.Module):
@@ -66,7 +36,7 @@ class GaussianRegressor(nn.Module):
     def __init__(self, network: nn.Module, likelihood: GaussianLikelihood | None = None) -> None:
         super().__init__()
         self.network = network
-        self.likelihood = GaussianLikelihood() if likelihood is None else likelihood
+        self.likelihood = GaussianLikelihood() if likelihood is None else _checked_likelihood(likelihood)
 
     def forward(self, x: Tensor) -> Tensor:
         """Parameters of the Gaussian of y at each input: (batch, input_dim) to (batch, ...)."""
@@ -98,68 +68,27 @@ class GaussianRegressor(nn.Module):
         return self.likelihood.nll(y, self(x)).mean()
 
 
-class Encoder(nn.Module):
-    """Network for the approximate posterior q(z|x), a diagonal Gaussian.
-
-    Parameters
-    ----------
-    network : nn.Module
-        Maps (batch, data_dim) to (batch, 2 * latent_dim).
-
-    Examples
-    --------
-    >>> loc, log_scale = Encoder(mlp([784, 2 * 20]))(torch.zeros(5, 784))
-    >>> loc.shape, log_scale.shape
-    (torch.Size([5, 20]), torch.Size([5, 20]))
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Location and log standard deviation of q(z|x), each (batch, latent_dim)."""
-        loc, log_scale = self.network(x).chunk(2, dim=-1)  # (batch, 2 K) -> (batch, K), (batch, K)
-        return loc, log_scale
-
-
-class Decoder(nn.Module):
-    """Network for the parameters of the likelihood p(x|z).
-
-    Parameters
-    ----------
-    network : nn.Module
-        Maps (..., latent_dim) to (..., data_dim * likelihood.num_params).
-
-    Examples
-    --------
-    >>> Decoder(mlp([20, 784]))(torch.zeros(5, 20)).shape
-    torch.Size([5, 784])
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Likelihood parameters, (..., data_dim * num_params), for latents (..., latent_dim)."""
-        params: Tensor = self.network(z)
-        return params
-
-
 class VAE(nn.Module):
     """Variational autoencoder: encoder, decoder, and an exchangeable likelihood.
 
-    The prior is the standard normal.  ``latent_dim`` is read off the encoder's output.
+    The prior is the standard normal.  Networks may be convolutional: leading sample dimensions are
+    folded into one before the decoder sees them.
 
     Parameters
     ----------
     encoder : nn.Module
-        Maps data (batch, data_dim) to ``loc`` and ``log_scale`` of q(z|x), each (batch, latent_dim).
+        Maps data (batch, *event) to ``loc`` and ``log_scale`` of q(z|x), each (batch, latent_dim).
     decoder : nn.Module
-        Maps latents (..., latent_dim) to the likelihood's parameters.
+        Maps latents (batch, latent_dim) to the likelihood's parameters, (batch, *event) for most.
     likelihood : Likelihood
         What the decoder's output means.
+    latent_dim : int, optional
+        Number of latents, which only `sample` needs to be told.
+
+    Raises
+    ------
+    TypeError
+        If `likelihood` is not an object of a `likelihoods.Likelihood`.
 
     References
     ----------
@@ -168,22 +97,91 @@ class VAE(nn.Module):
     Examples
     --------
     >>> vae = mlp_vae(784, 20)
-    >>> vae.posterior(torch.zeros(5, 784)).event_shape
-    torch.Size([20])
+    >>> x = torch.zeros(5, 784)
+    >>> vae(x).shape, vae.reconstruct(x).shape, vae.sample(3).shape
+    (torch.Size([5, 784]), torch.Size([5, 784]), torch.Size([3, 784]))
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, likelihood: Likelihood) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        *,
+        latent_dim: int | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
-        self.likelihood = likelihood
+        self.likelihood = _checked_likelihood(likelihood)
+        self.latent_dim = latent_dim
+
+    def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Parameters of p(x|z) at one draw of z from q(z|x): (batch, *event) to (batch, ...)."""
+        loc, log_scale = self.encode(x)
+        eps = torch.randn(loc.shape, generator=generator, dtype=loc.dtype, device=loc.device)
+        return self.decode(loc + log_scale.exp() * eps)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Mean of p(x|z) at the mean of q(z|x), without noise and without gradient.
+
+        Parameters
+        ----------
+        x : Tensor, shape (batch, *event)
+            Data.
+
+        Returns
+        -------
+        Tensor, shape (batch, *event)
+            In the unit of the data.
+        """
+        loc, _ = self.encode(x)
+        return self.likelihood.mean(self.decode(loc))
+
+    @torch.no_grad()
+    def sample(
+        self, num_images: int, *, pixel_noise: bool = False, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draws of z from the prior, decoded, without gradient.
+
+        Parameters
+        ----------
+        num_images : int
+            How many draws.
+        pixel_noise : bool
+            Whether to draw each pixel from p(x|z), as data of this model would look; the mean of
+            p(x|z), the usual picture, if not.
+        generator : torch.Generator, optional
+            Source of randomness, on the device of the weights; the global one if left out.
+
+        Returns
+        -------
+        Tensor, shape (num_images, *event)
+            In the unit of the data.
+
+        Raises
+        ------
+        ValueError
+            If `num_images` is below 1, or the model was made without `latent_dim`.
+        """
+        check_count("num_images", num_images)
+        if self.latent_dim is None:
+            raise ValueError("sample needs the number of latents: make the model as VAE(..., latent_dim=20)")
+        weight = next(self.decoder.parameters())
+        shape = num_images, self.latent_dim
+        z = torch.randn(shape, generator=generator, dtype=weight.dtype, device=weight.device)
+        params = self.decode(z)
+        if pixel_noise:
+            return self.likelihood.sample(params, generator=generator)
+        return self.likelihood.mean(params)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Location and log standard deviation of q(z|x).
 
         Parameters
         ----------
-        x : Tensor, shape (batch, data_dim)
+        x : Tensor, shape (batch, *event)
             Data.
 
         Returns
@@ -192,8 +190,22 @@ class VAE(nn.Module):
             Means.
         log_scale : Tensor, shape (batch, latent_dim)
             Logarithms of the standard deviations.
+
+        Raises
+        ------
+        ValueError
+            If `x` is not floating point.
+        TypeError
+            If the encoder does not return a pair.
         """
-        loc, log_scale = self.encoder(x)
+        check_floating("x", x)
+        output = self.encoder(x)
+        if isinstance(output, Tensor):  # unpacking would take two examples for loc and log_scale
+            raise TypeError(
+                f"the encoder must return loc and log_scale, got one tensor of shape {tuple(output.shape)}: "
+                "networks.Encoder(network) splits its last dimension into the two"
+            )
+        loc, log_scale = output
         return loc, log_scale
 
     def decode(self, z: Tensor) -> Tensor:
@@ -206,18 +218,20 @@ class VAE(nn.Module):
 
         Returns
         -------
-        Tensor, shape (..., data_dim * likelihood.num_params)
+        Tensor, shape (..., *event)
             Network output, not yet an image: see ``likelihood.mean``.
         """
-        params: Tensor = self.decoder(z)
-        return params
+        if z.ndim < 3:
+            return cast("Tensor", self.decoder(z))
+        params = self.decoder(z.flatten(0, -2))  # (samples, batch, K) -> (samples * batch, K)
+        return cast("Tensor", params.reshape(*z.shape[:-1], *params.shape[1:]))
 
     def posterior(self, x: Tensor) -> distributions.Distribution:
         """The approximate posterior q(z|x) as a torch distribution.
 
         Parameters
         ----------
-        x : Tensor, shape (batch, data_dim)
+        x : Tensor, shape (batch, *event)
             Data.
 
         Returns
@@ -255,13 +269,27 @@ def mlp_vae(
     VAE
         With freshly initialised weights, drawn from torch's global generator.
 
+    Raises
+    ------
+    TypeError
+        If `likelihood` is a word or a class, not an object.
+
     Examples
     --------
     >>> sum(p.numel() for p in mlp_vae(784, 20).parameters())
     652824
     """
-    likelihood = BernoulliLikelihood() if likelihood is None else likelihood
+    likelihood = BernoulliLikelihood() if likelihood is None else _checked_likelihood(likelihood)
     encoder = Encoder(mlp([data_dim, *hidden_dims, 2 * latent_dim], activation=activation))
     output_dim = data_dim * likelihood.num_params
     decoder = Decoder(mlp([latent_dim, *reversed(hidden_dims), output_dim], activation=activation))
-    return VAE(encoder, decoder, likelihood)
+    return VAE(encoder, decoder, likelihood, latent_dim=latent_dim)
+
+
+def _checked_likelihood(likelihood: AnyLikelihood) -> AnyLikelihood:
+    if not isinstance(likelihood, Likelihood):
+        raise TypeError(
+            "likelihood must be an object such as GaussianLikelihood() or BernoulliLikelihood() from "
+            f"vaecourse.likelihoods, got {likelihood!r}"
+        )
+    return likelihood

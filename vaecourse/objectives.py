@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vaecourse._checks import as_float
+from vaecourse._checks import as_float, check_count, check_weight, positive
 from vaecourse.divergences import kl_standard_normal
 from vaecourse.likelihoods import Likelihood
 
@@ -50,11 +50,17 @@ class ElboTerms(NamedTuple):
         Tensor, shape (batch,)
             Nats; to be maximised.
 
+        Raises
+        ------
+        ValueError
+            If `beta` is negative or not finite.
+
         Examples
         --------
         >>> ElboTerms(nll=torch.tensor([3.0]), kl=torch.tensor([0.5])).elbo()
         tensor([-3.5000])
         """
+        check_weight("beta", beta)
         return -self.nll - beta * self.kl
 
 
@@ -97,14 +103,11 @@ def elbo_terms(
     >>> elbo_terms(LinearVAE(data_dim=3, latent_dim=2), torch.zeros(5, 3)).nll.shape
     torch.Size([5])
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    check_count("num_samples", num_samples)
     loc, log_scale = _posterior(model, x)
     z, _ = _draw_latents(loc, log_scale, num_samples, generator)  # (samples, batch, latent_dim)
-    if num_samples == 1:
-        nll = model.likelihood.nll(x, model.decode(z.squeeze(0)))
-    else:
-        nll = model.likelihood.nll(x, model.decode(z)).mean(0)  # (samples, batch) -> (batch,)
+    nll = model.likelihood.nll(x, model.decode(z.squeeze(0) if num_samples == 1 else z))
+    nll = nll.reshape(num_samples, len(x)).mean(0)  # (samples, batch) -> (batch,)
     return ElboTerms(nll=nll, kl=kl_standard_normal(loc, log_scale))
 
 
@@ -134,7 +137,7 @@ def negative_elbo(
     Raises
     ------
     ValueError
-        If `x` holds no example.
+        If `x` holds no example, or `beta` is negative or not finite.
 
     Examples
     --------
@@ -185,8 +188,7 @@ def log_importance_weights(
     >>> log_importance_weights(LinearVAE(data_dim=3, latent_dim=2), torch.zeros(5, 3), num_samples=7).shape
     torch.Size([7, 5])
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    check_count("num_samples", num_samples)
     loc, log_scale = _posterior(model, x)
     z, eps = _draw_latents(loc, log_scale, num_samples, generator)
     log_prior_minus_log_q = (0.5 * eps.square() - 0.5 * z.square() + log_scale).sum(-1)
@@ -257,9 +259,7 @@ def implied_variance(recon_weight: float, kl_weight: float) -> float:
     >>> round(implied_variance(1 / 784, 1.0), 9)  # mean over MNIST's pixels + KL
     392.0
     """
-    for name, value in (("recon_weight", recon_weight), ("kl_weight", kl_weight)):
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a positive number, got {value}")
+    recon_weight, kl_weight = positive("recon_weight", recon_weight), positive("kl_weight", kl_weight)
     return kl_weight / (2 * recon_weight)
 
 
@@ -305,8 +305,8 @@ def kl_weight_for(
     0.01
     """
     for name, value in {"data_dim": data_dim, "latent_dim": latent_dim, "scale": scale, "beta": beta}.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a positive number, got {value}")
+        if value is not None:
+            positive(name, value)
     for name, reduction in (("recon", recon), ("kl", kl)):
         if reduction not in ("mean", "sum"):
             raise ValueError(f"{name} must be 'mean' or 'sum', got {reduction!r}")

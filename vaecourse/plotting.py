@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Mapping
 from importlib import resources
+from typing import Any
 
 import matplotlib.style
 import numpy as np
@@ -155,15 +156,16 @@ def plot_images(
     extent: tuple[float, float, float, float] | None = None,
     ax: Axes,
 ) -> Axes:
-    """Draw square images as one mosaic, row by row, black on white.
+    """Draw images as one mosaic, row by row: grey levels black on white, or colours.
 
     Parameters
     ----------
-    images : array_like, shape (N, D) or (N, side, side)
-        Grey levels, 0 for paper and 1 for ink; D is the square of the side, N a
-        multiple of `columns`.  Values beyond are drawn as the nearest of the two.
+    images : array_like, shape (N, D), (N, height, width), (N, channels, ...) or (N, ..., channels)
+        Grey levels, 0 for paper and 1 for ink, or red, green and blue; D is the square of the side,
+        channels are 1 or 3.  Values beyond 0 and 1 are drawn as the nearest of the two.  Tensors
+        may carry gradients.
     columns : int
-        Images in a row.
+        Images in a row; the last row may be shorter.
     extent : tuple of float, optional
         Left, right, bottom and top of the mosaic in the coordinates of the axes, which
         are hidden if left out.
@@ -178,7 +180,7 @@ def plot_images(
     Raises
     ------
     ValueError
-        If the images are not square or do not fill the rows.
+        If there is no image, a flat one is not square, or `columns` is below 1.
 
     Examples
     --------
@@ -187,15 +189,15 @@ def plot_images(
     >>> ax.images[0].get_array().shape  # two rows of three images of 2 by 2 pixels
     (4, 6)
     """
-    pixels = np.asarray(images)
-    count = len(pixels)
-    side = math.isqrt(pixels[0].size) if count else 0
-    if columns < 1 or count == 0 or count % columns or pixels.size != count * side**2:
-        raise ValueError(
-            f"images must be square and fill rows of {columns}, got an array of shape {pixels.shape}"
-        )
-    rows = pixels.reshape(count // columns, columns, side, side)
-    mosaic = rows.swapaxes(1, 2).reshape(count // columns * side, columns * side)
+    pixels = _with_channels(images)
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, got {columns}")
+    count, height, width, channels = pixels.shape
+    num_rows = -(-count // columns)
+    paper = np.full((num_rows * columns - count, height, width, channels), 0.0 if channels == 1 else 1.0)
+    rows = np.concatenate([pixels, paper]).reshape(num_rows, columns, height, width, channels)
+    mosaic = rows.swapaxes(1, 2).reshape(num_rows * height, columns * width, channels)
+    mosaic = mosaic.squeeze(-1) if channels == 1 else mosaic.clip(0, 1)
     ax.imshow(mosaic, cmap="gray_r", vmin=0, vmax=1, extent=extent, interpolation="nearest")
     if extent is None:
         ax.set_axis_off()
@@ -233,6 +235,27 @@ def plot_latent_plane(codes: ArrayLike, labels: ArrayLike, *, ax: Axes) -> Axes:
         ax.scatter(chosen[:, 0], chosen[:, 1], s=30, marker=marker, color=color, linewidth=0, rasterized=True)
     ax.set_aspect("equal", adjustable="datalim")
     return ax
+
+
+def _with_channels(images: ArrayLike) -> np.ndarray:
+    """Images as an array of shape (N, height, width, channels)."""
+    tensor_or_array: Any = images
+    pixels = np.asarray(tensor_or_array.detach().cpu() if hasattr(images, "detach") else images)
+    shape = pixels.shape
+    if pixels.ndim == 2:
+        side = math.isqrt(pixels.shape[1])
+        if side**2 == pixels.shape[1]:
+            pixels = pixels.reshape(len(pixels), side, side)  # (N, D) -> (N, side, side)
+    if pixels.ndim == 3:
+        pixels = pixels[..., np.newaxis]
+    elif pixels.ndim == 4 and pixels.shape[3] not in (1, 3):
+        pixels = np.moveaxis(pixels, 1, 3)  # (N, channels, height, width) -> (N, height, width, channels)
+    if pixels.ndim != 4 or pixels.size == 0 or pixels.shape[3] not in (1, 3):
+        raise ValueError(
+            "images must have shape (N, D) with D a square, (N, height, width), or 1 or 3 channels beside "
+            f"these, got an array of shape {shape}"
+        )
+    return pixels
 
 
 def _line_styles(count: int) -> list[str]:

@@ -19,7 +19,7 @@ def checkpoint(settings: Settings) -> Outcome:
     num_steps = settings.choose(100, 3)
     x = unit_images(num_steps * BATCH_SIZE)
     with tempfile.TemporaryDirectory() as folder:
-        train(new_vae(), x, 2, checkpoints=Checkpoints(folder))
+        train(new_vae(), x, 2, checkpoints=Checkpoints(folder, identity="benchmark"))
         (*_, path) = sorted(Path(folder).glob("*.ckpt"))
         save = partial(save_checkpoint, path, load_checkpoint(path))
         contenders: dict[str, Callable[[], float]] = {

@@ -17,7 +17,8 @@ from vaecourse.densities import gaussian_nll
 from vaecourse.divergences import kl_standard_normal
 from vaecourse.likelihoods import GaussianLikelihood
 from vaecourse.linear_vae import LinearVAE
-from vaecourse.models import mlp, mlp_vae
+from vaecourse.models import mlp_vae
+from vaecourse.networks import mlp
 from vaecourse.objectives import elbo_terms, importance_weighted_bound, log_importance_weights
 
 SCALE = 0.3  # of the noise on z**2

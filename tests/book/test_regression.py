@@ -14,7 +14,8 @@ from torch.optim import SGD, Adam
 from tests.book.oracles import F64, assert_mean, column, descend, flat, generator, gradient, smallest
 from vaecourse.densities import gaussian_nll
 from vaecourse.likelihoods import GaussianLikelihood
-from vaecourse.models import GaussianRegressor, mlp
+from vaecourse.models import GaussianRegressor
+from vaecourse.networks import mlp
 
 N, D, P = 30, 2, 4  # points, outputs, inputs
 LOG_2PI = math.log(2 * math.pi)

@@ -210,6 +210,7 @@ def test_mistake_is_one_line_and_status_2(capsys, words, message):
 
 def test_another_configuration_is_status_2_and_names_what_differs(capsys, tmp_path):
     (tmp_path / "config.json").write_text(RunConfig(latent_dim=3).to_json(), "utf-8")
+    (tmp_path / "history.json").touch()
     status, line = failure(capsys, "train", str(tmp_path), "--latent-dim", "5")
     assert status == 2 and "latent_dim was 3, is 5" in line and "choose another folder" in line
 
@@ -231,7 +232,7 @@ def test_damaged_checkpoint_is_status_3(capsys, tmp_path):
 def test_divergence_is_status_4_and_names_step_and_checkpoint(capsys, tmp_path):
     words = ["train", str(tmp_path), "--binarize", *TINY, "--device", "cpu", "--learning-rate", "1e30"]
     status, line = failure(capsys, *words)
-    assert status == 4 and "epoch 0, step" in line and "the last checkpoint is None" in line
+    assert status == 4 and "epoch 0, step" in line and line.endswith("there is no checkpoint")
 
 
 @pytest.mark.parametrize(
@@ -287,7 +288,10 @@ def test_train_and_evaluate_tell_the_same_as_their_files(capsys, tmp_path):
     words = ["train", str(tmp_path), *TINY, "--epochs", "2", "--device", "cpu"]
     assert main(words) == 0
     history = json.loads((tmp_path / "history.json").read_text("utf-8"))
-    note, line = capsys.readouterr().out.splitlines()
+    note, *epochs, line = capsys.readouterr().out.splitlines()
+    assert [
+        re.fullmatch(r"epoch (\d) of 2: loss (.*) nats per image, .* s", text).groups() for text in epochs
+    ] == [(str(number), f"{loss:.2f}") for number, loss in enumerate(history["loss"], start=1)]
     assert note.startswith("note: a Bernoulli likelihood on grey levels is a cross-entropy")
     assert f"2 epochs, training loss {history['loss'][-1]:.2f} nats per image" in line
     assert f"test ELBO {history['test']['elbo']:.2f} = -(nll {history['test']['nll']:.2f} + kl" in line
@@ -296,7 +300,8 @@ def test_train_and_evaluate_tell_the_same_as_their_files(capsys, tmp_path):
     assert main(["evaluate", str(tmp_path), "--num-samples", "5", "--device", "cpu"]) == 0
     out, err = capsys.readouterr()
     result = json.loads((tmp_path / "evaluation.json").read_text("utf-8"))
-    head, elbo, nll, units, note = out.splitlines()
+    state, head, elbo, nll, units, note = out.splitlines()
+    assert state == "step-000000006.ckpt: 2 epochs completed; the run is finished"
     assert head == "297 test images, 5 importance samples, nats per image"
     assert f"{result['elbo']:.2f}   (nll {result['nll']:.2f}, kl {result['kl']:.2f})" in elbo
     assert f"{result['importance_weighted_nll']:.2f}   +- {result['standard_error']:.3f} by the draws" in nll
@@ -327,9 +332,10 @@ def test_stopped_training_says_how_to_go_on_and_goes_on(tmp_path, signum, status
     process = start(tmp_path, "--epochs", "100000", "--device", "cpu")
     process.send_signal(signum)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (status, "")
+    assert process.returncode == status and out.startswith("epoch 1 of 100000: loss ")
     assert err == "vaecourse: stopped; the same command goes on where it was\n"
-    assert not list(tmp_path.glob("**/*.tmp")) and not (tmp_path / "history.json").exists()
+    assert not list(tmp_path.glob("**/*.tmp"))
+    assert "test" not in json.loads((tmp_path / "history.json").read_text("utf-8"))
     stopped_at = evaluate(tmp_path, num_samples=2, num_images=2, device="cpu")["checkpoint"]
     step = int(stopped_at.removeprefix("step-").removesuffix(".ckpt"))
     # 100,000 epochs would take too long: go on by hand to the end of the epoch after next
@@ -345,7 +351,11 @@ def test_two_processes_train_what_one_would(tmp_path):
     command = [sys.executable, "-m", "vaecourse", "train", str(tmp_path / "two"), *TINY, *words]
     done = subprocess.run([*command, "--processes", "2"], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(done.stdout.splitlines()) == 1
+    assert [line.partition(" ")[0] for line in done.stdout.splitlines()] == [
+        *["epoch"] * 3,
+        f"{tmp_path / 'two'}:",
+        "sigma",
+    ]
     history = json.loads((tmp_path / "two" / "history.json").read_text("utf-8"))
     assert main(["train", str(tmp_path / "one"), *TINY, *words]) == 0
     alone = json.loads((tmp_path / "one" / "history.json").read_text("utf-8"))
@@ -378,5 +388,5 @@ def test_two_processes_stop_together_and_save(tmp_path):
     process = start(tmp_path, "--epochs", "100000", "--device", "cpu", "--processes", "2")
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (143, "")
+    assert process.returncode == 143 and out.startswith("epoch 1 of 100000: loss ")
     assert err == "vaecourse: stopped; the same command goes on where it was\n"

@@ -1,4 +1,5 @@
 import math
+import re
 
 import mpmath
 import numpy as np
@@ -417,9 +418,21 @@ def test_density_rejects_bad_input(density, x, params, message):
 
 
 @ON_UNIT_INTERVAL
-@pytest.mark.parametrize("bad", [255.0, 1.0001, -0.0001])
-def test_density_rejects_unscaled_pixels(density, bad):
-    message = rf"x must lie in \[0, 1\], got .*{bad:g}.*divide grey levels by 255"
+@pytest.mark.parametrize(
+    ("bad", "advice"),
+    [
+        (255.0, "divide grey levels by 255"),
+        (16.0, "divide grey levels by 16"),
+        (4095.0, "divide grey levels by 65535"),
+        (1e6, "choose a Gaussian"),
+        (1.0001, "choose a Gaussian"),
+        (-2.1, "choose a Gaussian"),
+        (-0.0001, r"pixels in \[-1, 1\] become \(x \+ 1\) / 2"),
+        (math.nan, "fill in what is missing"),
+    ],
+)
+def test_density_rejects_unscaled_pixels_with_advice_that_fits(density, bad, advice):
+    message = rf"x must lie in \[0, 1\], got .*{re.escape(f'{bad:g}')}.*{advice}"
     with pytest.raises(ValueError, match=message):
         density(torch.tensor([[0.5, bad]]), torch.zeros(1, 2))
 

@@ -194,13 +194,13 @@ def test_nats_to_bits_per_dim_matches_hand_value(nats, data_dim, levels, bits):
 @pytest.mark.parametrize("batch_size", [0, -1])
 @pytest.mark.parametrize("evaluate", [evaluate_elbo, two_samples, active_units], ids=["elbo", "nll", "units"])
 def test_evaluation_rejects_batch_size_below_one(evaluate, batch_size):
-    with pytest.raises(ValueError, match=f"batch_size be at least 1, got .*, {batch_size}"):
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
         evaluate(shifted_vae(), data(3, 5), batch_size=batch_size)
 
 
 @pytest.mark.parametrize("evaluate", [evaluate_elbo, two_samples], ids=["elbo", "nll"])
 def test_evaluation_rejects_empty_data(evaluate):
-    with pytest.raises(ValueError, match=r"x must hold an example .*got \(0, 5\)"):
+    with pytest.raises(ValueError, match=r"x must hold at least one example, got shape \(0, 5\)"):
         evaluate(shifted_vae(), data(0, 5))
 
 
@@ -212,7 +212,7 @@ def test_active_units_rejects_fewer_than_two_examples(num_examples):
 
 @pytest.mark.parametrize(("num_samples", "chunk_size"), [(1, 10), (0, 10), (5, 0)])
 def test_nll_estimate_rejects_too_few_samples(num_samples, chunk_size):
-    message = f"at least 2 and chunk_size at least 1, got {num_samples} and {chunk_size}"
+    message = f"num_samples must be at least 2, got {num_samples}" if chunk_size else "chunk_size must be at"
     with pytest.raises(ValueError, match=message):
         nll_estimate(shifted_vae(), data(3, 5), num_samples=num_samples, chunk_size=chunk_size)
 

@@ -206,7 +206,7 @@ def test_optimal_scale_forgets_old_batches():
     for error, repeats in ((10.0, 200), (1.0, 500)):
         for _ in range(repeats):
             likelihood.nll(x, torch.full((1, 1), error))
-    assert likelihood.scale.item() ** 2 == pytest.approx(1 + 99 * 0.99**500, rel=1e-4)
+    assert likelihood.eval().scale.item() ** 2 == pytest.approx(1 + 99 * 0.99**500, rel=1e-4)
 
 
 def test_optimal_scale_does_not_move_in_evaluation():

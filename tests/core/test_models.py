@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from tests.core.examples import EVERY_LIKELIHOOD, F64, linear_vae, normal
 from vaecourse.likelihoods import BernoulliLikelihood
 from vaecourse.linear_vae import LinearVAE
-from vaecourse.models import VAE, Decoder, Encoder, GaussianRegressor, mlp, mlp_vae
+from vaecourse.models import VAE, GaussianRegressor, mlp_vae
+from vaecourse.networks import Decoder, Encoder, mlp
 from vaecourse.objectives import ElboTerms, negative_elbo
 from vaecourse.training import fit
 
@@ -303,7 +304,7 @@ def test_from_ppca_has_known_likelihood_on_mnist(mnist_spectrum, latent_dim, giv
 
 NINE = normal(9, 3)
 NO_MATRIX = r"x must be a floating point matrix \(N, D\), N >= 2, got torch"
-SCALE, BETA = "scale is a standard deviation and must be positive, got", "beta must be a positive number, got"
+SCALE, BETA = "scale must be a positive number, got", "beta must be a positive number, got"
 NONFINITE = [torch.where(torch.arange(27).reshape(9, 3) == 13, bad, NINE) for bad in (math.nan, math.inf)]
 SHAPES = [((5,), F64), ((1, 3), F64), ((2, 3, 4), F64), ((5, 3), torch.uint8)]
 BAD_INPUT = [
@@ -329,6 +330,6 @@ def test_from_ppca_of_data_without_noise_is_refused_or_almost_noiseless(seed):
     try:
         model = LinearVAE.from_ppca(x, 1)
     except ValueError as error:
-        assert "scale is a standard deviation and must be positive, got 0.0" in str(error)
+        assert "scale must be a positive number, got 0.0" in str(error)
     else:
         assert 0 < model.likelihood.scale < 1e-6

@@ -77,6 +77,7 @@ def test_noise_is_reproducible_given_generator(function):
 
 @EVERY_LIKELIHOOD
 def test_negative_elbo_gradient_reaches_every_parameter(make):
+    torch.manual_seed(0)
     model = mlp_vae(6, 2, hidden_dims=(5,), likelihood=make())
     negative_elbo(model, data(8, 6).float()).backward()
     for name, parameter in model.named_parameters():

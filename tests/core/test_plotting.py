@@ -1,8 +1,11 @@
 """Figures are made of the arrays given, in the places where a reader looks for them."""
 
+import re
+
 import matplotlib as mpl
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from vaecourse.plotting import plot_images, plot_latent_plane
@@ -36,6 +39,29 @@ def test_plot_images_accepts_flat_and_square_images(ax):
     np.testing.assert_array_equal(*(image.get_array() for image in ax.images))
 
 
+def test_plot_images_leaves_the_rest_of_the_last_row_blank(ax):
+    mosaic = plot_images(np.ones((4, 4)), columns=3, ax=ax).images[0].get_array()
+    assert mosaic[::2, ::2].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_plot_images_takes_oblong_images_and_tensors_with_gradients(ax):
+    images = torch.rand(2, 2, 3, requires_grad=True)
+    mosaic = plot_images(images, columns=1, ax=ax).images[0].get_array()
+    assert mosaic.tolist() == images.reshape(4, 3).tolist()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_plot_images_takes_channels_first_or_last(ax, channels):
+    images = np.random.default_rng(0).random((5, 4, 4, channels))
+    for arrangement in (images, np.moveaxis(images, 3, 1)):
+        plot_images(arrangement, columns=2, ax=ax)
+    first, second = (image.get_array() for image in ax.images)
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == ((12, 8) if channels == 1 else (12, 8, 3))
+    np.testing.assert_array_equal(first[4:8, 4:8], images[3].squeeze())
+    assert (first[8:, 4:] == (0 if channels == 1 else 1)).all()  # paper is white in both
+
+
 def test_plot_images_draws_ink_black_on_one_scale_for_all_images(ax):
     image = plot_images(numbered_images(2), columns=2, ax=ax).images[0]
     assert image.get_clim() == (0, 1)
@@ -51,11 +77,14 @@ def test_plot_images_shows_axes_only_with_an_extent(ax):
 
 @pytest.mark.parametrize(
     ("shape", "columns"),
-    [((6, 4), 4), ((6, 5), 3), ((6, 2, 3), 3), ((0, 4), 1), ((6, 4), 0)],
-    ids=["row-not-full", "not-square", "oblong", "none", "no-columns"],
+    [((6, 5), 3), ((0, 4), 1), ((6,), 1), ((6, 2, 2, 2), 3), ((6, 4), 0)],
+    ids=["not-square", "none", "no-images", "two-channels", "no-columns"],
 )
 def test_plot_images_rejects_what_makes_no_mosaic(ax, shape, columns):
-    with pytest.raises(ValueError, match=f"fill rows of {columns}, got an array of shape"):
+    message = (
+        f"got an array of shape {re.escape(str(shape))}" if columns else "columns must be at least 1, got 0"
+    )
+    with pytest.raises(ValueError, match=message):
         plot_images(np.zeros(shape), columns=columns, ax=ax)
 
 

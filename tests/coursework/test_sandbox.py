@@ -62,6 +62,27 @@ def comes_true(condition, seconds: float) -> bool:
 # ---- hostile notebooks ----
 
 
+@pytest.mark.usefixtures("sandbox")
+def test_box_starts_from_an_environment_that_is_a_link(tmp_path):
+    (tmp_path / "linked").symlink_to(sys.prefix)
+    command = "from vaecourse.coursework.box.sandbox import self_test; self_test(slot=7)"
+    python = tmp_path / "linked" / "bin" / "python"
+    done = subprocess.run([python, "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_package_is_hidden_under_every_name_that_leads_to_it(tmp_path, monkeypatch):
+    package = tmp_path / "real" / "lib" / "vaecourse"
+    package.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.setattr(boxes, "PACKAGE", package)
+    shown = [tmp_path / "link", tmp_path / "real", Path("/opt")]
+    words = boxes._hide_package(shown)
+    assert [words[i + 1] for i, word in enumerate(words) if word == "--tmpfs"] == [
+        str(place / "lib" / "vaecourse") for place in shown[:2]
+    ]
+
+
 @pytest.mark.parametrize("attack", attacks.of_kind("hostile"), **by_name)
 def test_hostile_notebook_is_contained(attack, sandbox, world):
     world.num_connections()

@@ -154,7 +154,7 @@ def test_two_processes_draw_different_noise(tmp_path):
 def test_two_processes_resume_to_the_same_bits_and_only_the_first_writes(tmp_path):
     arguments = {"likelihood": "bernoulli", "loss_fn": own_noise}
     through = in_two_processes(tmp_path, **arguments)
-    arguments["checkpoints"] = Checkpoints(tmp_path / "run", every=2)
+    arguments["checkpoints"] = Checkpoints(tmp_path / "run", identity="own noise", every=2)
     in_two_processes(tmp_path, **arguments, act=crash, act_at=5, exit_status=1)
     names = [path.stem for path in arguments["checkpoints"].paths()]
     assert names == ["step-000000002", "step-000000004"]
@@ -196,5 +196,5 @@ def test_job_whose_process_is_killed_ends_and_says_so(tmp_path):
 if __name__ == "__main__":
     FOLDER = Path(sys.argv[1])
     ACT = {"act": functools.partial(kill_second_once, FOLDER), "act_at": 5}
-    RUN = {"checkpoints": Checkpoints(FOLDER / "run", every=2), **ACT}
+    RUN = {"checkpoints": Checkpoints(FOLDER / "run", identity="own noise", every=2), **ACT}
     worker(FOLDER, {"likelihood": "bernoulli", "loss_fn": own_noise, **RUN})

@@ -20,7 +20,15 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from tests.training.examples import FORKS, LateGuard, StopError, crash, fingerprint, start
 from vaecourse.models import mlp_vae
 from vaecourse.objectives import negative_elbo
-from vaecourse.training import CheckpointError, Checkpoints, fit, load_checkpoint, loop, save_checkpoint
+from vaecourse.training import (
+    CheckpointError,
+    Checkpoints,
+    TrainingDiverged,
+    fit,
+    load_checkpoint,
+    loop,
+    save_checkpoint,
+)
 from vaecourse.training.step import Guard
 
 NUM_EXAMPLES, BATCH_SIZE, NUM_EPOCHS = 14, 4, 3
@@ -32,6 +40,10 @@ Outcome = tuple[str, list[float], int]  # the weights' fingerprint, the losses, 
 
 def data() -> Tensor:
     return torch.linspace(0, 1, NUM_EXAMPLES * 4).reshape(NUM_EXAMPLES, 4)
+
+
+def saved_in(folder: Path, identity: str = "negative ELBO", **options) -> Checkpoints:
+    return Checkpoints(folder, identity=identity, **options)
 
 
 def small_vae() -> nn.Module:
@@ -84,7 +96,7 @@ def test_seconds_of_an_epoch_include_those_before_a_break_and_not_the_break(monk
         now += 1
         return negative_elbo(model, x)
 
-    options = {"num_epochs": 3, "batch_size": BATCH_SIZE, "checkpoints": Checkpoints(tmp_path, every=1)}
+    options = {"num_epochs": 3, "batch_size": BATCH_SIZE, "checkpoints": saved_in(tmp_path, every=1)}
     with pytest.raises(StopError):
         fit(small_vae(), loss_fn, data(), **options)
     now += 500
@@ -92,13 +104,13 @@ def test_seconds_of_an_epoch_include_those_before_a_break_and_not_the_break(monk
 
 
 def test_checkpoints_do_not_change_the_run(uninterrupted, tmp_path):
-    assert run(Checkpoints(tmp_path, every=1)) == uninterrupted
+    assert run(saved_in(tmp_path, every=1)) == uninterrupted
 
 
 @pytest.mark.parametrize("every", [None, 3, pytest.param(1, marks=pytest.mark.long)])
 def test_run_stopped_at_any_step_resumes_to_the_same_bits(every, uninterrupted, tmp_path):
     for step in range(NUM_STEPS):
-        checkpoints = Checkpoints(tmp_path / str(step), every=every)
+        checkpoints = saved_in(tmp_path / str(step), every=every)
         stop(checkpoints, step)
         lost = step - int(checkpoints.latest().stem.removeprefix("step-")) if checkpoints.latest() else step
         assert lost < min(every or STEPS_PER_EPOCH, STEPS_PER_EPOCH)
@@ -107,7 +119,7 @@ def test_run_stopped_at_any_step_resumes_to_the_same_bits(every, uninterrupted, 
 
 
 def test_run_stopped_many_times_resumes_to_the_same_bits(uninterrupted, tmp_path):
-    checkpoints = Checkpoints(tmp_path, every=2)
+    checkpoints = saved_in(tmp_path, every=2)
     for _ in range(NUM_STEPS // 2 - 1):  # each attempt gets one checkpoint further
         stop(checkpoints, 2)
     assert run(checkpoints) == uninterrupted
@@ -116,7 +128,7 @@ def test_run_stopped_many_times_resumes_to_the_same_bits(uninterrupted, tmp_path
 @pytest.mark.parametrize("part", ["random_states", "optimizer", "scheduler", "position", "totals"])
 def test_each_part_of_the_state_is_needed(part, uninterrupted, tmp_path):
     """With one part of another step put into the file, something comes out differently."""
-    checkpoints = Checkpoints(tmp_path, every=1, keep=20)
+    checkpoints = saved_in(tmp_path, every=1, keep=20)
     stop(checkpoints, 6)
     earlier, latest = checkpoints.paths()[-2:]
     save_checkpoint(latest, load_checkpoint(latest) | {part: load_checkpoint(earlier)[part]})
@@ -124,26 +136,26 @@ def test_each_part_of_the_state_is_needed(part, uninterrupted, tmp_path):
 
 
 def test_finished_run_is_not_repeated(uninterrupted, tmp_path):
-    run(Checkpoints(tmp_path))
-    assert run(Checkpoints(tmp_path), stop_at=0) == uninterrupted
+    run(saved_in(tmp_path))
+    assert run(saved_in(tmp_path), stop_at=0) == uninterrupted
 
 
 def test_finished_run_can_go_on_for_more_epochs(uninterrupted, tmp_path):
-    run(Checkpoints(tmp_path), num_epochs=1)
-    assert run(Checkpoints(tmp_path)) == uninterrupted
+    run(saved_in(tmp_path), num_epochs=1)
+    assert run(saved_in(tmp_path)) == uninterrupted
 
 
 def test_resumed_model_ends_on_weights_that_it_did_not_start_with(uninterrupted, tmp_path):
     """The checkpoint decides, not the model that is passed."""
-    run(Checkpoints(tmp_path))
+    run(saved_in(tmp_path))
     model = small_vae()
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
-    assert run(Checkpoints(tmp_path), model=model) == uninterrupted
+    assert run(saved_in(tmp_path), model=model) == uninterrupted
 
 
 def test_only_the_last_few_checkpoints_stay(tmp_path):
-    run(Checkpoints(tmp_path, every=5, keep=2))
+    run(saved_in(tmp_path, every=5, keep=2))
     assert names(tmp_path) == ["step-000000010.ckpt", "step-000000012.ckpt"]
 
 
@@ -167,13 +179,13 @@ def test_only_the_last_few_checkpoints_stay(tmp_path):
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_checkpoint_of_another_run_is_refused(arguments, message, tmp_path):
-    run(Checkpoints(tmp_path), num_epochs=2)
+    run(saved_in(tmp_path), num_epochs=2)
     with pytest.raises(CheckpointError, match=message):
-        run(Checkpoints(tmp_path), **arguments)
+        run(saved_in(tmp_path), **arguments)
 
 
 def test_damaged_checkpoint_is_named_and_the_one_before_serves(uninterrupted, tmp_path):
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = saved_in(tmp_path)
     run(checkpoints)
     newest = checkpoints.latest()
     newest.write_bytes(newest.read_bytes()[:-1])
@@ -184,13 +196,13 @@ def test_damaged_checkpoint_is_named_and_the_one_before_serves(uninterrupted, tm
 
 
 def test_other_conditions_are_said_aloud(tmp_path):
-    run(Checkpoints(tmp_path), num_epochs=1)
+    run(saved_in(tmp_path), num_epochs=1)
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
     message = rf"threads was {before}, is {before + 1}.*not agree to the last bit"
     try:
         with pytest.warns(UserWarning, match=message):
-            run(Checkpoints(tmp_path))
+            run(saved_in(tmp_path))
     finally:
         torch.set_num_threads(before)
 
@@ -199,14 +211,15 @@ def test_other_conditions_are_said_aloud(tmp_path):
 @pytest.mark.parametrize(("every", "step"), [(None, 4), (1, 6)])
 def test_bad_step_names_the_last_checkpoint_and_never_enters_one(every, step, guard, tmp_path, monkeypatch):
     monkeypatch.setattr("vaecourse.training.step.Guard", guard)
-    calls, checkpoints = itertools.count(), Checkpoints(tmp_path, every=every)
+    calls, checkpoints = itertools.count(), saved_in(tmp_path, every=every)
 
     def spoiled(model: nn.Module, x: Tensor) -> Tensor:
         return negative_elbo(model, x) * (math.nan if next(calls) == 6 else 1)
 
-    with pytest.raises(FloatingPointError, match="the loss is nan at epoch 1, step 2") as caught:
+    with pytest.raises(TrainingDiverged, match="at epoch 1, step 2: the loss is nan") as caught:
         fit(small_vae(), spoiled, data(), num_epochs=3, batch_size=4, checkpoints=checkpoints)
-    assert caught.value.__notes__ == [f"the last checkpoint is {tmp_path / f'step-{step:09}.ckpt'}"]
+    assert caught.value.checkpoint == tmp_path / f"step-{step:09}.ckpt"
+    assert str(caught.value).endswith(f"the last checkpoint is {caught.value.checkpoint}")
     for path in checkpoints.paths():
         assert all(weight.isfinite().all() for weight in load_checkpoint(path)["model"].values())
 
@@ -216,10 +229,10 @@ def test_full_disk_stops_the_run_and_keeps_the_checkpoint_before(uninterrupted, 
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(CheckpointError, match=r"No space left on device.*earlier checkpoints are untouched"):
-        run(Checkpoints(tmp_path), stop_at=6, act=lambda: monkeypatch.setattr("os.fsync", no_space))
+        run(saved_in(tmp_path), stop_at=6, act=lambda: monkeypatch.setattr("os.fsync", no_space))
     monkeypatch.undo()
     assert names(tmp_path) == ["step-000000004.ckpt"]
-    assert run(Checkpoints(tmp_path)) == uninterrupted
+    assert run(saved_in(tmp_path)) == uninterrupted
 
 
 # --- signals ---------------------------------------------------------------------------------------------
@@ -246,27 +259,27 @@ def test_signal_ends_the_run_after_the_step_in_hand_with_a_checkpoint(number, un
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         with pytest.raises((KeyboardInterrupt, SystemExit)):
-            run(Checkpoints(tmp_path), stop_at=6, act=lambda: signal.raise_signal(number))
+            run(saved_in(tmp_path), stop_at=6, act=lambda: signal.raise_signal(number))
         assert signal.getsignal(signal.SIGTERM) is terminate
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert Checkpoints(tmp_path).latest().stem == "step-000000007"
-    assert run(Checkpoints(tmp_path)) == uninterrupted
+    assert saved_in(tmp_path).latest().stem == "step-000000007"
+    assert run(saved_in(tmp_path)) == uninterrupted
 
 
 @pytest.mark.usefixtures("usual_signals")
 def test_second_signal_acts_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run(Checkpoints(tmp_path), stop_at=6, act=lambda: [interrupt() for _ in range(2)])
-    assert Checkpoints(tmp_path).latest().stem == "step-000000004"
+        run(saved_in(tmp_path), stop_at=6, act=lambda: [interrupt() for _ in range(2)])
+    assert saved_in(tmp_path).latest().stem == "step-000000004"
 
 
 @pytest.mark.usefixtures("usual_signals")
 def test_ignored_signal_stays_ignored(uninterrupted, tmp_path):
     """A shell's background job starts with Ctrl-C ignored: it is meant for the job in front."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    assert run(Checkpoints(tmp_path), stop_at=6, act=interrupt) == uninterrupted
+    assert run(saved_in(tmp_path), stop_at=6, act=interrupt) == uninterrupted
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
@@ -293,14 +306,14 @@ def train_in_child(folder: Path, steps_begun) -> None:
         return negative_elbo(model, x)
 
     x = torch.linspace(0, 1, 400 * 16).reshape(400, 16)
-    checkpoints = Checkpoints(folder / "checkpoints", every=KILL_INTERVAL)
+    checkpoints = saved_in(folder / "checkpoints", every=KILL_INTERVAL)
     fit(model, loss_fn, x, num_epochs=3, batch_size=8, checkpoints=checkpoints)
     (folder / "final.txt").write_text(fingerprint(model))
 
 
 def newest_step(folder: Path) -> int:
     """Of a checkpoint that is whole, as the newest always is."""
-    newest = Checkpoints(folder / "checkpoints").latest()
+    newest = saved_in(folder / "checkpoints").latest()
     return load_checkpoint(newest)["position"]["step"] if newest else 0
 
 

@@ -4,7 +4,8 @@ Modules that need torch are imported by the command that uses them, so that help
 answered at once.
 """
 
-import importlib.util
+import contextlib
+import functools
 import os
 import signal
 import sys
@@ -23,13 +24,13 @@ from vaecourse.cli.configuration import Data, RunConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vaecourse.diagnosis.probing import LossFn
 
 __all__ = ["main"]
 
 EXIT_STATUSES = (
     "Exit status: 0 done; 1 a task is not right yet; 2 the input cannot be used; 3 a file could not be read "
-    "or written, or there is no sandbox; 4 training diverged; 130 stopped by Ctrl-C; 143 stopped by SIGTERM."
+    "or written, or there is no sandbox; 4 training diverged; 130 stopped by Ctrl-C; 141 nobody reads "
+    "the output; 143 stopped by SIGTERM."
 )
 
 app = App(
@@ -60,8 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     int
         0 when all is done, 1 if a task is not right yet, 2 if the input cannot be used, 3 if a file
-        cannot be read or written or there is no sandbox, 4 if training diverged, 130 after Ctrl-C
-        and 143 after SIGTERM.  For all but 0 the reason is printed to standard error.
+        cannot be read or written or there is no sandbox, 4 if training diverged, 130 after Ctrl-C,
+        141 if nobody reads the output any more, and 143 after SIGTERM.  For all but 0 and 141 the
+        reason is printed to standard error.
 
     Examples
     --------
@@ -74,7 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
-            return _run(words)
+            done = _run(words)
+            sys.stdout.flush()
+            return done
+    except BrokenPipeError:  # what read the output, head for instance, has seen enough
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + getattr(signal, "SIGPIPE", 13)
     except KeyboardInterrupt as stop:
         if _is_first():
             print(f"vaecourse: stopped{going_on}", file=sys.stderr)
@@ -140,8 +148,8 @@ def train(
     """Train a variational autoencoder in a folder, or go on with it.
 
     Everything about the run is left in FOLDER: config.json (what was asked for), checkpoints/,
-    history.json (loss and speed of each epoch, ELBO of the test images) and loss.png. Losses are in
-    nats per image.
+    history.json (loss and speed of each epoch; in the end ELBO of the test images) and loss.png.
+    Losses are in nats per image. A line an epoch is printed where the output is no terminal.
 
     The same command again goes on where the run was stopped, or says that it is finished. More
     --epochs prolong a run with a constant schedule; any other change needs another folder.
@@ -177,8 +185,15 @@ def train(
         return launch(config.num_processes, max_restarts, words)
     if _is_first() and config.caveat is not None:
         print(f"note: {config.caveat}", flush=True)
+    is_watched = sys.stdout.isatty() and sys.stderr.isatty()  # the bar is enough
     history = runs.train(
-        config, folder, device=device, compile=compile, checkpoint_every=checkpoint_every, keep=keep
+        config,
+        folder,
+        device=device,
+        compile=compile,
+        checkpoint_every=checkpoint_every,
+        keep=keep,
+        say=None if is_watched else functools.partial(print, flush=True),
     )
     if _is_first():
         loss, test = history["loss"], history["test"]
@@ -186,7 +201,18 @@ def train(
             f"{folder}: {len(loss)} epochs, training loss {loss[-1]:.2f} {history['unit']}; "
             f"test ELBO {test['elbo']:.2f} = -(nll {test['nll']:.2f} + kl {test['kl']:.2f}); see loss.png"
         )
+        if history.get("scale") is not None:
+            print(_about_sigma(config.scale, **history["scale"]))
     return 0
+
+
+def _about_sigma(scale: float | str, sigma: float, best_sigma: float) -> str:
+    """Whether the standard deviation of the decoder is where its errors would have it."""
+    best = "the best one for this decoder's errors on the training images"
+    if abs(sigma / best_sigma - 1) < 0.02:
+        return f"sigma {sigma:.4g}, {best}"
+    state = {"learned": "still moving", "optimal": "an average over late batches"}.get(str(scale), "fixed")
+    return f"sigma {sigma:.4g}, {state}: {best} is {best_sigma:.4g}"
 
 
 def evaluate(
@@ -221,7 +247,9 @@ def evaluate(
 
     result = runs.evaluate(folder, num_samples=num_samples, num_images=num_images, device=device, seed=seed)
     nll, error = result["importance_weighted_nll"], result["standard_error"]
+    state = "finished" if result["is_finished"] else "stopped, the same train command goes on"
     print(
+        f"{result['checkpoint']}: {result['epochs']} epochs completed; the run is {state}\n"
         f"{result['num_images']} test images, {result['num_samples']} importance samples, {result['unit']}\n"
         f"ELBO                     {result['elbo']:9.2f}   (nll {result['nll']:.2f}, kl {result['kl']:.2f})\n"
         f"importance-weighted NLL  {nll:9.2f}   +- {error:.3f} by the draws of z, "
@@ -259,44 +287,19 @@ def diagnose(
     data
         Also predict how many latents a linear VAE uses on these data.
     """
+    from vaecourse.cli.loading import load_function
     from vaecourse.diagnosis import diagnose_loss
 
     diagnosis = diagnose_loss(
-        _load(loss), data_dim=data_dim, latent_dim=latent_dim, batch_size=batch_size, data=_data(data)
+        load_function(loss), data_dim=data_dim, latent_dim=latent_dim, batch_size=batch_size, data=_data(data)
     )
     print(diagnosis.explain())
-
-
-def _load(place: str) -> "LossFn":
-    """Import a file by its path and return one of its functions."""
-    path, _, name = place.rpartition(":")
-    if not path or not name.isidentifier():
-        raise ValueError(f"expected FILE.py:FUNCTION, got {place!r}")
-    if not Path(path).is_file():
-        raise ValueError(f"there is no file {path}")
-    spec = importlib.util.spec_from_file_location("diagnosed_file", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    print(f"executing {path}", file=sys.stderr)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    sys.path.insert(0, str(Path(path).resolve().parent))  # as if the file were run, so that its imports work
-    sys.argv = [path]
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"{path} does not run: {type(error).__name__}: {error}") from error
-    loss_fn: LossFn | None = getattr(module, name, None)
-    if not callable(loss_fn):
-        functions = sorted(key for key, value in vars(module).items() if callable(value) and key[0] != "_")
-        raise ValueError(f"{path} has no function {name}; it has {', '.join(functions) or 'none'}")
-    return loss_fn
 
 
 def _data(name: str | None) -> "Tensor | None":
     if name is None:
         return None
-    from vaecourse.cli.runs import load_images
+    from vaecourse.cli.building import load_images
 
     return load_images(name)
 

@@ -110,6 +110,14 @@ class RunConfig:
         """The configuration as JSON text, one entry a line."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
+    @property
+    def identity(self) -> str:
+        """What tells this run from others: its settings, without the epochs if these may grow."""
+        settings = dataclasses.asdict(self)
+        if self.schedule == "constant":
+            del settings["num_epochs"]
+        return json.dumps(settings, indent=2)
+
     @classmethod
     def from_json(cls, text: str) -> "RunConfig":
         """Read what `to_json` returned; missing entries stand for their defaults, others are refused."""

@@ -5,9 +5,8 @@ import dataclasses
 import functools
 import io
 import json
-import math
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,24 @@ import matplotlib as mpl
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+from torch import Tensor
 
-from vaecourse import __version__, likelihoods
+from vaecourse import __version__
 from vaecourse._files import replace_file
+from vaecourse.cli.building import (
+    build_model,
+    load_images,
+    load_test_images,
+    loss,
+    make_optimizer,
+    make_scheduler,
+    num_steps,
+    start_from_data,
+)
 from vaecourse.cli.configuration import RunConfig
-from vaecourse.datasets import binarize, digits, mnist, to_unit_interval
 from vaecourse.evaluation import active_units, evaluate_elbo, nll_estimate
-from vaecourse.models import VAE, mlp_vae
-from vaecourse.objectives import importance_weighted_bound, negative_elbo
+from vaecourse.likelihoods import GaussianLikelihood
+from vaecourse.models import VAE
 from vaecourse.plotting import plot_curves, use_style
 from vaecourse.training import (
     CheckpointError,
@@ -37,64 +44,29 @@ from vaecourse.training import (
 )
 from vaecourse.training.processes import process_group
 
-NUM_TRAINING_DIGITS = 1500  # of 1797; the rest, by other writers, is the test set
-TEST_BITS_SEED = 20160901  # black-and-white test images are the same for every run and every seed
-DATA_DIM = {"mnist": 784, "digits": 64}
 UNIT = "nats per image"
 VERSIONS = {"vaecourse": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
-
-def load_images(data: str, split: str = "train") -> Tensor:
-    """Images in [0, 1], shape (N, D); the first 1,500 digits are for training, the others for testing."""
-    if data == "mnist":
-        return to_unit_interval(mnist("train" if split == "train" else "test")[0])
-    x = to_unit_interval(digits()[0], max_level=16)
-    return x[:NUM_TRAINING_DIGITS] if split == "train" else x[NUM_TRAINING_DIGITS:]
-
-
-def _load_test_images(config: RunConfig, num_images: int | None = None) -> Tensor:
-    """The first test images as the model is judged on: bits, where it learns from bits."""
-    x = load_images(config.data, "test")
-    if config.binarize:
-        x = binarize(x, generator=torch.Generator().manual_seed(TEST_BITS_SEED))
-    return x[:num_images]
-
-
-def build_model(config: RunConfig) -> VAE:
-    """The untrained model of a run, on the CPU, whose weights the seed of `config` decides.
-
-    Encoder and decoder are mirror-image perceptrons; torch's global random state stays as it is.
-    """
-    kinds: dict[str, Callable[..., likelihoods.Likelihood]] = {
-        "bernoulli": likelihoods.BernoulliLikelihood,
-        "continuous-bernoulli": likelihoods.ContinuousBernoulliLikelihood,
-        "gaussian": likelihoods.GaussianLikelihood,
-        "laplace": likelihoods.LaplaceLikelihood,
-    }
-    likelihood = kinds[config.likelihood](*([] if "bernoulli" in config.likelihood else [config.scale]))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return mlp_vae(
-            DATA_DIM[config.data],
-            config.latent_dim,
-            hidden_dims=config.hidden_dims,
-            likelihood=likelihood,
-            activation={"relu": nn.ReLU, "tanh": nn.Tanh}[config.activation],
-        )
+Say = Callable[[str], object]
 
 
 def is_finished(config: RunConfig, folder: Path) -> bool:
-    """Whether a folder holds the complete result of this very configuration.
+    """Whether a folder holds the complete result of this very configuration, its last checkpoint included.
 
     False if nothing or less was trained there; `ValueError` if the folder belongs to another
-    configuration.  More epochs than before are accepted where the learning rate is constant.
+    configuration, or holds something else.  More epochs than before are accepted where the learning
+    rate is constant, and anything where no epoch and no checkpoint would be lost.
     """
+    checkpoints = Checkpoints(folder / "checkpoints")
     if not (folder / "config.json").exists():
+        _check_new(folder, checkpoints)
         return False
     saved, wanted = dataclasses.asdict(_read_config(folder)), dataclasses.asdict(config)
     different = [
         f"{name} was {saved[name]}, is {wanted[name]}" for name in saved if saved[name] != wanted[name]
     ]
+    if different and checkpoints.latest() is None and not (folder / "history.json").exists():
+        return False
     saved["num_epochs"] = max(saved["num_epochs"], wanted["num_epochs"])
     if different and not (saved == wanted and config.schedule == "constant"):
         raise ValueError(
@@ -102,7 +74,10 @@ def is_finished(config: RunConfig, folder: Path) -> bool:
             "or choose another folder (only the epochs may grow, with a constant schedule)"
         )
     with contextlib.suppress(OSError, ValueError, KeyError):  # missing or damaged: it is written again
-        return len(_read_history(folder)["loss"]) == config.num_epochs
+        history = _read_history(folder)
+        is_complete = len(history["loss"]) == config.num_epochs and "test" in history
+        newest = checkpoints.latest()
+        return is_complete and newest is not None and _step(newest) == num_steps(config)
     return False
 
 
@@ -115,37 +90,55 @@ def train(
     checkpoint_every: int | None = None,
     keep: int = 3,
     progress: bool = True,
+    say: Say | None = None,
 ) -> dict[str, Any]:
     """Train a model, or go on with a run that was stopped, and leave everything about it in a folder.
 
     Under ``torchrun`` each process takes its share of every batch, and the first alone writes.  The folder
-    receives ``config.json``, ``checkpoints/``, and at the end ``history.json``, whose content is returned
-    (losses and the terms of the test images' ELBO in nats per image), and ``loss.png``.
+    receives ``config.json``, ``checkpoints/``, after each epoch ``history.json``, whose content is returned
+    in the end (losses and the terms of the test images' ELBO in nats per image), and ``loss.png``.
+    `say` hears a line an epoch.
     """
-    checkpoints = Checkpoints(folder / "checkpoints", every=checkpoint_every, keep=keep)
+    identity = config.identity
+    checkpoints = Checkpoints(folder / "checkpoints", identity=identity, every=checkpoint_every, keep=keep)
     if is_finished(config, folder):
         return _read_history(folder)
     with process_group(device, config.num_processes) as (place, rank):
         if compile and place.type == "cpu" and (problem := compiler_problem()) is not None:
             raise ValueError(problem)
+        model, x = build_model(config), load_images(config.data, "train")
+        start_from_data(config, model, x)
         if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             replace_file(folder / "config.json", config.to_json().encode())
-        model, x = build_model(config), load_images(config.data, "train")
-        if config.pixel_bias:
-            _start_at_pixel_means(model, x)
-        fitted = _fit(config, model, x, place, checkpoints, compile=compile, progress=progress)
-    history = {
-        "loss": fitted.loss,
-        "seconds": fitted.seconds,
-        "images_per_second": [len(x) / seconds for seconds in fitted.seconds],
-        "test": _test_terms(model, _load_test_images(config).to(place)),
-        "unit": UNIT,
-        "caveat": config.caveat,
-        "num_images": len(x),
-        "device": str(place),
-        "versions": VERSIONS,
-    }
+        optimizer = make_optimizer(config, model)
+
+        def record(fitted: History) -> None:
+            if rank == 0:
+                replace_file(folder / "history.json", _to_json(_progress(fitted, len(x), config, place)))
+                if say is not None:
+                    say(_line(fitted, config))
+
+        fitted = fit(
+            model,
+            functools.partial(loss, config),
+            x,
+            num_epochs=config.num_epochs,
+            batch_size=config.batch_size,
+            optimizer=optimizer,
+            scheduler=make_scheduler(config, optimizer),
+            callback=record,
+            device=place,
+            precision="bf16" if config.precision == "bf16" else "float32",
+            compile=compile,
+            micro_batch_size=config.micro_batch_size,
+            checkpoints=checkpoints,
+            seed=config.seed,
+            progress=progress,
+        )
+    history = _progress(fitted, len(x), config, place)
+    history["test"] = _test_terms(model, load_test_images(config).to(place))
+    history["scale"] = _scales(model, x.to(place))
     if rank == 0:
         replace_file(folder / "loss.png", _draw_loss(history, config))
         replace_file(folder / "history.json", _to_json(history))  # last: with it, the run counts as finished
@@ -163,19 +156,20 @@ def evaluate(
 ) -> dict[str, Any]:
     """Judge the model of a run, as its newest checkpoint has it, on the first test images.
 
-    The result, which ``evaluation.json`` receives too, holds the ELBO, its terms, and the
-    importance-weighted estimate of the negative log-likelihood, in nats per image, with its Monte Carlo
-    error, that of the choice of images, and its value for each image.
+    The result, which ``evaluation.json`` receives too, says which checkpoint that is, and holds the
+    ELBO, its terms, and the importance-weighted estimate of the negative log-likelihood, in nats per
+    image, with its Monte Carlo error, that of the choice of images, and its value for each image.
     """
     if num_images < 2 or num_samples < 2:
         raise ValueError(f"num_images and num_samples must be at least 2, got {num_images} and {num_samples}")
     config, place = _read_config(folder), choose_device(device)
     model, checkpoint = _load_model(folder, config)
     model.to(place)
-    x = _load_test_images(config, num_images).to(place)
+    x = load_test_images(config, num_images).to(place)
     generator = torch.Generator(place).manual_seed(seed)
     estimate = nll_estimate(model, x, num_samples=num_samples, generator=generator, progress=progress)
     units = active_units(model, x)
+    step = _step(checkpoint)
     result = _test_terms(model, x, seed) | {
         "importance_weighted_nll": estimate.nats,
         "standard_error": estimate.standard_error,
@@ -188,6 +182,9 @@ def evaluate(
         "caveat": config.caveat,
         "seed": seed,
         "checkpoint": checkpoint.name,
+        "step": step,
+        "epochs": step * config.num_epochs // num_steps(config),
+        "is_finished": step == num_steps(config),
         "device": str(place),
         "versions": VERSIONS,
         "per_image": [round(nats, 3) for nats in estimate.per_image.tolist()],
@@ -196,35 +193,43 @@ def evaluate(
     return result
 
 
-def _fit(
-    config: RunConfig,
-    model: VAE,
-    x: Tensor,
-    device: torch.device,
-    checkpoints: Checkpoints,
-    *,
-    compile: bool,
-    progress: bool,
-) -> History:
-    num_steps = config.num_epochs * math.ceil(len(x) / config.batch_size)
-    scheduler = _make_scheduler(config, model, num_steps)
-    with _divergence_named(checkpoints):
-        return fit(
-            model,
-            functools.partial(_loss, config),
-            x,
-            num_epochs=config.num_epochs,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate if scheduler is None else None,
-            scheduler=scheduler,
-            device=device,
-            precision="bf16" if config.precision == "bf16" else "float32",
-            compile=compile,
-            micro_batch_size=config.micro_batch_size,
-            checkpoints=checkpoints,
-            seed=config.seed,
-            progress=progress,
+def _check_new(folder: Path, checkpoints: Checkpoints) -> None:
+    """Refuse a folder that something else fills."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, and a run needs a folder")
+    if checkpoints.latest() is not None:
+        raise ValueError(
+            f"{folder} holds checkpoints but no config.json, so it is not known what they are of: restore "
+            "config.json, or choose another folder"
         )
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder.absolute()} holds other files and no config.json: choose a folder of its own"
+        )
+
+
+def _step(checkpoint: Path) -> int:
+    """Optimiser steps done by a checkpoint."""
+    return int(checkpoint.stem.removeprefix("step-"))
+
+
+def _progress(fitted: History, num_images: int, config: RunConfig, device: torch.device) -> dict[str, Any]:
+    """What is known of a run while it lasts."""
+    return {
+        "loss": fitted.loss,
+        "seconds": fitted.seconds,
+        "images_per_second": [num_images / seconds for seconds in fitted.seconds],
+        "unit": UNIT,
+        "caveat": config.caveat,
+        "num_images": num_images,
+        "device": str(device),
+        "versions": VERSIONS,
+    }
+
+
+def _line(fitted: History, config: RunConfig) -> str:
+    number, loss = len(fitted.loss), fitted.loss[-1]
+    return f"epoch {number} of {config.num_epochs}: loss {loss:.2f} {UNIT}, {fitted.seconds[-1]:.1f} s"
 
 
 def _read_history(folder: Path) -> dict[str, Any]:
@@ -246,7 +251,7 @@ def _load_model(folder: Path, config: RunConfig) -> tuple[VAE, Path]:
     """The model as the newest checkpoint has it, and the path of that."""
     model, path = build_model(config), Checkpoints(folder / "checkpoints").latest()
     if path is None:
-        raise ValueError(f"{folder} holds no checkpoint yet: train it first, with vaecourse train")
+        raise ValueError(f"{folder} holds no checkpoint: vaecourse train makes one")
     state = load_checkpoint(path)
     try:
         model.load_state_dict(state["model"], strict=True)
@@ -256,48 +261,21 @@ def _load_model(folder: Path, config: RunConfig) -> tuple[VAE, Path]:
     return model.eval(), path
 
 
-def _loss(config: RunConfig, model: VAE, x: Tensor) -> Tensor:
-    """What a run minimises, in nats per image."""
-    if config.binarize:
-        x = torch.bernoulli(x)
-    if config.importance_samples == 1:
-        return negative_elbo(model, x, beta=config.beta)
-    return -importance_weighted_bound(model, x, num_samples=config.importance_samples).mean()
-
-
-def _start_at_pixel_means(model: VAE, x: Tensor) -> None:
-    """Let the decoder begin with each pixel's frequency of ink, no pixel certain (Burda et al.)."""
-    *_, last = (layer for layer in model.decoder.modules() if isinstance(layer, nn.Linear))
-    with torch.no_grad():
-        last.bias.copy_(torch.logit(x.mean(0), eps=1e-3))
-
-
-def _make_scheduler(config: RunConfig, model: nn.Module, num_steps: int) -> LRScheduler | None:
-    if config.schedule == "constant":
-        return None
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
-    if config.schedule == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=num_steps)
-    return OneCycleLR(optimizer, max_lr=config.learning_rate, total_steps=num_steps)
-
-
-@contextlib.contextmanager
-def _divergence_named(checkpoints: Checkpoints) -> Iterator[None]:
-    """Densities refuse values that are not finite: in the middle of a run, that is a divergence."""
-    try:
-        yield
-    except ValueError as error:
-        notes = getattr(error, "__notes__", [])
-        if not any(note.startswith("raised by loss_fn") for note in notes):
-            raise
-        reason = "; ".join([str(error), *notes, f"the last checkpoint is {checkpoints.latest()}"])
-        raise FloatingPointError(f"training diverged: {reason}") from error
-
-
 def _test_terms(model: VAE, x: Tensor, seed: int = 0) -> dict[str, Any]:
     terms = evaluate_elbo(model, x, generator=torch.Generator(x.device).manual_seed(seed))
     nll, kl = terms.nll.mean().item(), terms.kl.mean().item()
     return {"elbo": -nll - kl, "nll": nll, "kl": kl, "num_images": len(x)}
+
+
+@torch.no_grad()
+def _scales(model: VAE, x: Tensor) -> dict[str, float] | None:
+    """The shared standard deviation of a Gaussian, and the best one for the errors on these images."""
+    likelihood = model.likelihood
+    if not isinstance(likelihood, GaussianLikelihood) or likelihood.num_params > 1:
+        return None
+    generator = torch.Generator(x.device).manual_seed(0)
+    errors = [(part - model(part, generator=generator)).square().mean(1) for part in torch.split(x, 1000)]
+    return {"sigma": float(likelihood.scale), "best_sigma": torch.cat(errors).mean().sqrt().item()}
 
 
 def _loss_figure(history: dict[str, Any], config: RunConfig) -> Figure:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Examples
     --------
+    What `training.fit` has saved holds the weights under "model"::
+
+        model.load_state_dict(load_checkpoint(Checkpoints("run").latest())["model"])
+
     >>> load_checkpoint("no/such.ckpt")
     Traceback (most recent call last):
     FileNotFoundError: [Errno 2] No such file or directory: 'no/such.ckpt'
@@ -134,6 +138,9 @@ class Checkpoints:
     ----------
     folder : str or path
         Made with its parents at the first save.
+    identity : str, optional
+        What this run is, in words of yours that `fit` stores and compares: the loss, its weights, and
+        whatever else a file could not tell apart.  Reading needs none.
     every : int, optional
         Optimiser steps from one save to the next; only at the end of each epoch if left out.
     keep : int
@@ -142,7 +149,7 @@ class Checkpoints:
     Raises
     ------
     ValueError
-        If `every` is below 1 or `keep` below 2.
+        If `identity` is no text, `every` is below 1, or `keep` below 2.
 
     Examples
     --------
@@ -151,11 +158,14 @@ class Checkpoints:
     """
 
     folder: str | os.PathLike[str]
-    every: int | None = None
-    keep: int = 3
+    identity: str | None = field(default=None, kw_only=True)
+    every: int | None = field(default=None, kw_only=True)
+    keep: int = field(default=3, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no sense."""
+        """Refuse what makes no sense."""
+        if self.identity is not None and not (isinstance(self.identity, str) and self.identity.strip()):
+            raise ValueError(f"identity says in words what the run is, got {self.identity!r}")
         if self.every is not None and self.every < 1:
             raise ValueError(f"every counts optimiser steps and must be at least 1, got {self.every}")
         if self.keep < 2:

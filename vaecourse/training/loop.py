@@ -1,6 +1,7 @@
 """One training loop for every chapter: it minimises what it is given and does not know what an ELBO is."""
 
 import time
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -8,22 +9,27 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from vaecourse._checks import check_count, positive
+from vaecourse.training.batches import Batches, Data, batches_of, digest, examples_of, mixed, precision_of
 from vaecourse.training.checkpoints import Checkpoints
 from vaecourse.training.devices import choose_device
-from vaecourse.training.resuming import Saver, Signals, deferred_signals, digest
-from vaecourse.training.step import BatchLoss, History, LossFn, Run, epoch_order, own_randomness
+from vaecourse.training.history import History, TrainingDiverged
+from vaecourse.training.resuming import Saver, Signals, deferred_signals
+from vaecourse.training.step import BatchLoss, LossFn, Run, own_randomness
 
 
 def fit(
     model: nn.Module,
     loss_fn: LossFn,
-    data: Tensor | tuple[Tensor, ...],
+    data: Data,
     *,
     num_epochs: int,
-    batch_size: int,
+    batch_size: int | None = None,
     learning_rate: float | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     scheduler: LRScheduler | None = None,
+    validation: Tensor | tuple[Tensor, ...] | None = None,
+    callback: Callable[[History], object] | None = None,
     device: str | torch.device = "cpu",
     precision: Literal["float32", "bf16"] = "float32",
     compile: bool | str = False,
@@ -34,7 +40,7 @@ def fit(
 ) -> History:
     """Train a model on minibatches and return its loss and time per epoch.
 
-    The data are moved to the device once and batches are taken by index; an
+    Tensors are moved to the device once and batches are taken by index; an
     accelerator is waited for once an epoch.  The order of the data depends on
     seed and epoch alone; noise comes from torch's global generators, which are
     seeded, and put back afterwards.  The model ends in evaluation mode.
@@ -50,10 +56,15 @@ def fit(
     loss_fn : callable
         ``loss_fn(model, *batch) -> Tensor`` of shape (), a mean over the batch.  Slices and shares
         of a batch add up exactly for a mean over examples; batch norm and an "optimal" scale are none.
-    data : Tensor or tuple of Tensor
-        Examples along the first dimension, floating point values finite.
-    num_epochs, batch_size : int
-        At least 1 each; the last batch of an epoch may be smaller.
+    data : Tensor, array, tuple of them, or DataLoader
+        Examples along the first dimension, finite.  Floating point numbers are brought to the model's
+        precision; whole numbers stay what they are, so scale grey levels before
+        (`datasets.to_unit_interval`).  A DataLoader is for data that do not fit into memory: one
+        process only, and no more than the ends of epochs to go on from.
+    num_epochs : int
+        At least 1.
+    batch_size : int, optional
+        At least 1; needed for all but a DataLoader.  The last batch of an epoch may be smaller.
     learning_rate : float, optional
         Of Adam, 1e-3 if left out; give either it or `optimizer`.
     optimizer : torch.optim.Optimizer, optional
@@ -61,6 +72,12 @@ def fit(
         torch can; an optimiser that is not fused makes an accelerator wait at each step.
     scheduler : torch.optim.lr_scheduler.LRScheduler, optional
         Stepped after each optimiser step; brings its own optimiser along.
+    validation : Tensor, array, or tuple of them, optional
+        Examples whose mean loss after each epoch stands in ``History.validation``.  Training goes on
+        as if they were not there.
+    callback : callable, optional
+        Called in every process as ``callback(history)`` when an epoch is done and saved, with the model
+        in evaluation mode; what it draws does not change the training.
     device : str or torch.device
         Where to train; "auto" for the best there is, see `choose_device`.
     precision : {"float32", "bf16"}
@@ -73,9 +90,12 @@ def fit(
     micro_batch_size : int, optional
         Examples that fit into memory: a batch is then worked off in slices, with one optimiser step.
     checkpoints : Checkpoints, optional
-        Where to save.  If the folder holds a checkpoint of this same run, training goes on from it and
-        ends, on the CPU, with the same bits as if it had never stopped.  SIGTERM and Ctrl-C then act
-        after the step in hand (in many processes: at the next save) and a last checkpoint.
+        Where to save, with an identity.  If the folder holds a checkpoint of this same run, training
+        goes on from it and ends, on the CPU, with the same bits as if it had never stopped.  What is
+        compared are identity, data, the text of the model (not its first weights), optimiser, schedule,
+        sizes, precision and seed.  With a DataLoader the identity must cover the data, and bits may
+        differ.  SIGTERM and Ctrl-C act after the step in hand (in many processes: at the next save)
+        and a last checkpoint, which a run with a DataLoader cannot write.
     seed : int
         Not negative; seeds the order of the data and all noise, so that a run can be repeated.
     progress : bool
@@ -84,16 +104,17 @@ def fit(
     Returns
     -------
     History
-        Loss and seconds per epoch, those before a resumption included.
+        Loss and seconds per epoch, those before a resumption included.  If Ctrl-C ends the run, the
+        epochs until then are the attribute ``history`` of the KeyboardInterrupt.
 
     Raises
     ------
     ValueError
-        If sizes do not fit, the data are empty or not finite, the device is missing, or optimiser,
-        rate and schedule contradict each other.
-    FloatingPointError
-        If the loss or a gradient stops being finite, before it reaches a weight.  The message names
-        the step, the parameters, and the last checkpoint.
+        If sizes do not fit, the data are empty or not finite, the device is missing, checkpoints have
+        no identity, or optimiser, rate and schedule contradict each other or the model.
+    TrainingDiverged
+        If the loss, a gradient, or a number inside the loss stops being finite, before it reaches a
+        weight.  It is a FloatingPointError that names step, reason and last checkpoint.
     CheckpointError
         If a checkpoint cannot be written or read, or belongs to another run.
     RuntimeError
@@ -109,7 +130,9 @@ def fit(
     3.0
     """
     device = choose_device(device)
-    tensors = _validated(data, num_epochs, batch_size, micro_batch_size, seed, precision)
+    _check_sizes(num_epochs, batch_size, micro_batch_size, seed, precision)
+    batches = batches_of(data, model, batch_size, seed, device)
+    held_out = None if validation is None else examples_of(validation, "validation", precision_of(model))
     model.to(device).train()
     run = Run(
         BatchLoss(model, loss_fn, precision, device.type),
@@ -117,70 +140,85 @@ def fit(
         scheduler,
         device=device,
         compile=compile,
-        batch_size=batch_size,
+        batch_size=batches.batch_size,
         micro_batch_size=micro_batch_size,
     )
     saver = None
     if checkpoints is not None:
         settings = {
-            "data": digest(tensors),
-            "batch_size": str(batch_size),
+            "data": batches.name,
+            "validation": str(held_out and digest(held_out)),
+            "batch_size": str(batches.batch_size),
             "micro_batch_size": str(micro_batch_size),
             "precision": precision,
             "seed": str(seed),
         }
         saver = Saver(run, checkpoints, settings)
-    tensors = tuple(tensor.to(device) for tensor in tensors)
-    bar = tqdm(
-        total=num_epochs * len(tensors[0]),
-        unit=" examples",
-        unit_scale=True,
-        disable=None if progress and run.rank == 0 else True,
-    )
-    with own_randomness(seed, run.rank, device), deferred_signals(saver is not None) as signals, bar:
-        try:
-            _train(run, tensors, num_epochs, seed, saver, signals, bar)
-        except FloatingPointError as error:
-            error.add_note(
-                f"the last checkpoint is {saver.last}" if saver else "no checkpoints were asked for"
-            )
-            raise
-        finally:
-            run.guard.release()
-            model.eval()
-    signals.deliver()
+        if checkpoints.every is not None and batches.num_batches is None:
+            raise ValueError("a DataLoader cannot go on inside an epoch: leave out every of Checkpoints")
+    if held_out is not None:
+        held_out = tuple(tensor.to(device) for tensor in held_out)
+    total = batches.num_examples and batches.num_examples * num_epochs
+    is_silent = None if progress and run.rank == 0 else True
+    bar = tqdm(total=total, unit=" examples", unit_scale=True, disable=is_silent)
+    try:
+        with own_randomness(seed, run.rank, device), deferred_signals(saver is not None) as signals, bar:
+            for _ in _epochs(run, batches, num_epochs, held_out, seed, saver, signals, bar):
+                if callback is not None:
+                    model.eval()
+                    with own_randomness(mixed(seed, 3), run.rank, device):
+                        callback(run.history)
+                    model.train()
+        signals.deliver()
+    except (TrainingDiverged, KeyboardInterrupt) as end:
+        end.history = run.history  # type: ignore[union-attr]
+        if isinstance(end, TrainingDiverged) and saver is not None:
+            end.checkpoint = saver.last
+        raise
+    finally:
+        run.guard.release()
+        model.eval()
     return run.history
 
 
-def _train(
+def _epochs(
     run: Run,
-    tensors: tuple[Tensor, ...],
+    batches: Batches,
     num_epochs: int,
+    held_out: tuple[Tensor, ...] | None,
     seed: int,
     saver: Saver | None,
     signals: Signals,
     bar: "tqdm[object]",
-) -> None:
-    """Take the steps that are left, saving on the way."""
-    num_examples = len(tensors[0])
+) -> Iterator[None]:
+    """Take the steps that are left, saving on the way; yield after each epoch."""
     start = time.perf_counter() - (saver.resume(num_epochs) if saver else 0.0)
-    bar.update(len(run.history.loss) * num_examples + run.batch * run.batch_size)
+    bar.update(len(run.history.loss) * (batches.num_examples or 0) + run.batch * run.batch_size)
     while len(run.history.loss) < num_epochs:
-        order = epoch_order(num_examples, seed, len(run.history.loss)).to(run.device)
-        batches = torch.split(order, run.batch_size)
-        for indices in batches[run.batch :]:
+        num_seen = 0
+        for tensors, indices in batches.of_epoch(len(run.history.loss), run.batch):
             run.take_step(tensors, indices)
+            num_seen += len(indices)
             bar.update(len(indices))
-            is_last = run.batch == len(batches)
-            if is_last:
-                run.end_epoch(num_examples, time.perf_counter() - start)
-                start = time.perf_counter()
-                bar.set_postfix(epoch=len(run.history.loss), loss=f"{run.history.loss[-1]:.4g}")
             stops_alone = signals.received is not None and run.world_size == 1
-            if saver and (is_last or saver.is_due() or stops_alone):
+            if stops_alone and batches.num_batches is None:
+                return
+            is_inside = batches.num_batches is not None and run.batch < batches.num_batches
+            if saver and is_inside and (saver.is_due() or stops_alone):
                 saver.save(time.perf_counter() - start)
                 if signals.received_anywhere(run):
                     return
+        run.guard.report()  # waits for the device
+        seconds = time.perf_counter() - start
+        run.end_epoch(batches.num_examples or num_seen, seconds, held_out, seed)
+        losses = {name: values for name, values in vars(run.history).items() if values and name != "seconds"}
+        bar.set_postfix(epoch=len(run.history.loss), **{name: f"{of[-1]:.4g}" for name, of in losses.items()})
+        if saver:
+            saver.save(0.0)
+            if signals.received_anywhere(run):
+                return
+        yield
+        start = time.perf_counter()
 
 
 def _chosen_optimizer(
@@ -200,36 +238,27 @@ def _chosen_optimizer(
         can_fuse = device.type in ("cpu", "cuda", "mps") and all(
             p.is_floating_point() for p in model.parameters()
         )
-        rate = 1e-3 if learning_rate is None else learning_rate
+        rate = 1e-3 if learning_rate is None else positive("learning_rate", learning_rate)
         return torch.optim.Adam(model.parameters(), lr=rate, fused=can_fuse)
     if learning_rate is not None:
         raise ValueError("give learning_rate (for Adam) or an optimizer of your own, not both")
+    own = {id(parameter) for parameter in model.parameters()}
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if strange := [tuple(parameter.shape) for parameter in held if id(parameter) not in own]:
+        raise ValueError(
+            f"optimizer holds {len(strange)} parameters that are not this model's (shapes {strange[:3]}): "
+            "make it after the model, from model.parameters(); a parameter of the loss belongs into the model"
+        )
     return optimizer
 
 
-def _validated(
-    data: Tensor | tuple[Tensor, ...],
-    num_epochs: int,
-    batch_size: int,
-    micro_batch_size: int | None,
-    seed: int,
-    precision: str,
-) -> tuple[Tensor, ...]:
-    tensors = (data,) if isinstance(data, Tensor) else tuple(data)
-    if num_epochs < 1 or batch_size < 1:
-        raise ValueError(f"num_epochs and batch_size must be at least 1, got {num_epochs} and {batch_size}")
-    if micro_batch_size is not None and micro_batch_size < 1:
-        raise ValueError(f"micro_batch_size must be at least 1, got {micro_batch_size}")
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
+def _check_sizes(
+    num_epochs: int, batch_size: int | None, micro_batch_size: int | None, seed: int, precision: str
+) -> None:
+    check_count("num_epochs", num_epochs)
+    check_count("seed", seed, least=0)
+    for name, size in {"batch_size": batch_size, "micro_batch_size": micro_batch_size}.items():
+        if size is not None:
+            check_count(name, size)
     if precision not in ("float32", "bf16"):
         raise ValueError(f"precision must be 'float32' or 'bf16', got {precision!r}")
-    if not tensors or len({len(tensor) for tensor in tensors}) != 1 or len(tensors[0]) == 0:
-        raise ValueError(
-            "data must hold at least one example, equally many in each tensor, got lengths "
-            f"{[len(tensor) for tensor in tensors]}"
-        )
-    for position, tensor in enumerate(tensors):
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(f"data[{position}] holds NaN or infinite values: remove them before training")
-    return tensors

@@ -115,7 +115,8 @@ def process_group(device: str, num_processes: int) -> Iterator[tuple[torch.devic
     try:
         yield place, dist.get_rank()
     except RuntimeError as error:
-        if not (isinstance(error, dist.DistBackendError) or "gloo" in str(error)):
+        # gloo raises plain RuntimeErrors (torch 2.13): only its name in the text tells them from others
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         reason = str(error).partition("\n")[0]
         raise ConnectionError(f"process {dist.get_rank()} lost the others: {reason}") from error

@@ -1,7 +1,7 @@
 """What lets a stopped run go on as if it had not stopped: its whole state, and an orderly end."""
 
 import contextlib
-import hashlib
+import re
 import signal
 import threading
 import warnings
@@ -28,12 +28,19 @@ class Saver:
     checkpoints : Checkpoints
         The folder.
     settings : dict of str to str
-        What must be the same for a checkpoint to belong to this run.
+        What must be the same for a checkpoint to belong to this run, besides its identity, model and
+        optimiser.
     """
 
     def __init__(self, run: Run, checkpoints: Checkpoints, settings: dict[str, str]) -> None:
+        if checkpoints.identity is None:
+            raise ValueError(
+                "checkpoints need an identity, words that say what this run is, its loss above all, so that "
+                "another run is told apart: Checkpoints(folder, identity='negative ELBO, beta 1')"
+            )
         self.run, self.checkpoints = run, checkpoints
-        self.settings = settings | _optimizer_settings(run)
+        stated = {"identity": checkpoints.identity, "model": re.sub(" at 0x[0-9a-f]+", "", repr(run.model))}
+        self.settings = stated | settings | _optimizer_settings(run)
         self.last: Path | None = None
 
     def is_due(self) -> bool:
@@ -48,7 +55,7 @@ class Saver:
             "settings": self.settings,
             "machine": _machine(run),
             "position": {"step": run.step, "batch": run.batch, "seconds": seconds},
-            "history": {"loss": run.history.loss, "seconds": run.history.seconds},
+            "history": vars(run.history),
             "totals": from_all(run.total, run.device),
             "random_states": from_all(torch.get_rng_state(), run.device),
             "device_random_states": from_all(_device_random_state(run.device), run.device),
@@ -65,6 +72,10 @@ class Saver:
         if path is None:
             return 0.0
         state = load_checkpoint(path)
+        if "settings" not in state:
+            raise CheckpointError(
+                f"{path} holds no state of a run, only {', '.join(state)}: choose another folder"
+            )
         self._compare(path, state, num_epochs)
         run, position = self.run, state["position"]
         try:
@@ -76,7 +87,7 @@ class Saver:
             raise CheckpointError(
                 f"{path} does not fit this model or optimiser: {' '.join(str(error).split())}"
             ) from error
-        run.history.loss, run.history.seconds = state["history"]["loss"], state["history"]["seconds"]
+        vars(run.history).update(state["history"])
         run.step, run.batch = position["step"], position["batch"]
         run.total = state["totals"][run.rank].to(run.device)
         torch.set_rng_state(state["random_states"][run.rank])
@@ -85,11 +96,18 @@ class Saver:
         return float(position["seconds"])
 
     def _compare(self, path: Path, state: dict[str, Any], num_epochs: int) -> None:
-        saved = state["settings"]
+        saved, now = state["settings"], self.settings
+        if unsaid := [name for name in ("identity", "model") if name not in saved]:
+            warnings.warn(
+                f"{path} was written before checkpoints stated the {' and the '.join(unsaid)} of their run: "
+                "whether they are those of this run is for you to know",
+                stacklevel=2,
+            )
+            now = {name: value for name, value in now.items() if name not in unsaid}
         if different := [
-            f"{name} was {saved.get(name)}, is {self.settings.get(name)}"
-            for name in sorted({*saved, *self.settings})
-            if saved.get(name) != self.settings.get(name)
+            _difference(name, saved.get(name, "None"), now.get(name, "None"))
+            for name in sorted({*saved, *now})
+            if saved.get(name, "None") != now.get(name, "None")
         ]:
             raise CheckpointError(
                 f"{path} belongs to another run ({'; '.join(different)}): choose another folder"
@@ -160,13 +178,12 @@ def deferred_signals(is_active: bool) -> Iterator[Signals]:
         put_back()
 
 
-def digest(tensors: tuple[Tensor, ...]) -> str:
-    """A short name for the content of the data."""
-    sha = hashlib.sha256()
-    for tensor in tensors:
-        sha.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return sha.hexdigest()[:16]
+def _difference(name: str, saved: str, now: str) -> str:
+    """What differs between two texts, of which the lines in common are left out."""
+    before, after = ([line.strip().rstrip(",") for line in text.splitlines()] for text in (saved, now))
+    was = ", ".join(line for line in before if line not in after) or "without that"
+    is_now = ", ".join(line for line in after if line not in before) or "without that"
+    return f"{name} was {was}, is {is_now}"
 
 
 def _optimizer_settings(run: Run) -> dict[str, str]:

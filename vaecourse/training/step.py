@@ -1,12 +1,11 @@
 """One optimiser step on any device, in slices and shares, and the guard that keeps bad numbers out."""
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import cast
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -14,26 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from vaecourse._checks import NotFinite
+from vaecourse.training.batches import mixed
 from vaecourse.training.devices import compiler_problem
+from vaecourse.training.history import History, TrainingDiverged
 from vaecourse.training.processes import place_among_processes
 
 LossFn = Callable[..., Tensor]
-
-
-@dataclass
-class History:
-    """What happened during training, one entry per epoch.
-
-    Attributes
-    ----------
-    loss : list of float
-        Mean loss over the examples of the epoch, measured while the weights changed.
-    seconds : list of float
-        Wall time of the epoch.
-    """
-
-    loss: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
 
 
 class BatchLoss(nn.Module):
@@ -101,18 +87,15 @@ class Guard:
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
 
     def report(self) -> None:
-        """Wait for the device, and raise FloatingPointError if a step was bad."""
+        """Wait for the device, and raise TrainingDiverged if a step was bad."""
         if self.record is None or not self.is_bad.item():
             return
         epoch, batch, loss, *sums = self.record.tolist()
-        where = f"at epoch {epoch:.0f}, step {batch:.0f}"
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} {where}; the weights are those before that step")
         bad = [name for name, x in zip(self.parameters, sums, strict=True) if not math.isfinite(x)]
-        raise FloatingPointError(
-            f"a gradient is not finite {where}: that of {', '.join(bad)}; "
-            "the weights are those before that step"
-        )
+        reason = f"the gradient of {', '.join(bad)} is not finite" if bad else ""
+        if not math.isfinite(loss):
+            reason = f"the loss is {loss}"
+        raise TrainingDiverged(int(epoch), int(batch), reason)
 
     def release(self) -> None:
         """Take back what the optimiser was told."""
@@ -145,17 +128,20 @@ class Run:
         micro_batch_size: int | None,
     ) -> None:
         self.model, self.optimizer, self.scheduler, self.device = loss.model, optimizer, scheduler, device
+        self.batch_loss = loss
         self.rank, self.world_size = place_among_processes()
         self.batch_size = batch_size
-        self.micro_batch_size = micro_batch_size or batch_size
-        if batch_size < self.world_size:
+        self.micro_batch_size = micro_batch_size
+        if batch_size < self.world_size > 1:
             raise ValueError(f"a batch of {batch_size} cannot be shared by {self.world_size} processes")
         self.loss: nn.Module = loss
         if self.world_size > 1:
             self.loss = DistributedDataParallel(loss, [device.index] if device.type == "cuda" else None)
+        if compile and not batch_size:
+            raise ValueError("compile needs a DataLoader with a batch_size, so that one shape is compiled")
         mode = compile if isinstance(compile, str) else None
         self.fast_loss = compiled(self.loss, mode, device) if compile else self.loss
-        self.full_slice = min(len(self.share(torch.arange(batch_size))), self.micro_batch_size)
+        self.full_slice = min(len(self.share(torch.arange(batch_size))), micro_batch_size or batch_size)
         self.guard = Guard(self.model, optimizer, device)
         self.history = History()
         self.step = self.batch = 0
@@ -175,7 +161,8 @@ class Run:
         self.optimizer.zero_grad()
         share = self.share(indices)
         # With nothing to do, a process takes part with weight 0: the others wait for its gradients.
-        slices = torch.split(share, self.micro_batch_size) if len(share) else (indices[:1],)
+        size = self.micro_batch_size or len(indices)
+        slices = torch.split(share, size) if len(share) else (indices[:1],)
         batch_loss = self.zero()
         for position, rows in enumerate(slices):
             fraction = len(rows) / len(indices) if len(share) else 0.0
@@ -192,9 +179,12 @@ class Run:
         self.step += 1
         self.batch += 1
 
-    def end_epoch(self, num_examples: int, seconds: float) -> None:
-        """Wait for the device, and add the epoch to the history."""
-        self.guard.report()
+    def end_epoch(
+        self, num_examples: int, seconds: float, validation: tuple[Tensor, ...] | None, seed: int
+    ) -> None:
+        """Add the epoch to the history."""
+        if validation is not None:
+            self.history.validation.append(self._validate(validation, seed))
         if self.world_size > 1:
             dist.all_reduce(self.total)
         self.history.loss.append(self.total.item() / num_examples)
@@ -206,12 +196,35 @@ class Run:
         # because only then are the values of data and parameters looked at.
         is_fast = len(rows) == self.full_slice and self.step > 0
         module = self.fast_loss if is_fast else self.loss
+        batch = [tensor.index_select(0, rows) for tensor in tensors]
         try:
-            loss: Tensor = module(*(tensor.index_select(0, rows) for tensor in tensors))
+            loss: Tensor = module(*batch)
+        except NotFinite as error:
+            raise TrainingDiverged(len(self.history.loss), self.batch, str(error)) from error
         except ValueError as error:
             error.add_note(f"raised by loss_fn at epoch {len(self.history.loss)}, step {self.batch}")
             raise
+        except TypeError as error:
+            _explain_call(error, self.batch_loss.loss_fn, len(batch))
+            raise
         return loss
+
+    @torch.no_grad()
+    def _validate(self, tensors: tuple[Tensor, ...], seed: int) -> float:
+        """Mean loss over examples in evaluation mode; each process looks at all of them."""
+        self.model.eval()
+        total, rows = self.zero(), torch.arange(len(tensors[0]), device=self.device)
+        try:
+            with own_randomness(mixed(seed, 2), 0, self.device):
+                for part in torch.split(rows, self.micro_batch_size or self.batch_size or len(rows)):
+                    loss = self.batch_loss(*(tensor.index_select(0, part) for tensor in tensors))
+                    total += loss * len(part)
+        except NotFinite as error:
+            reason = f"in the validation loss, {error}"
+            raise TrainingDiverged(len(self.history.loss), self.batch - 1, reason) from error
+        finally:
+            self.model.train()
+        return total.item() / len(rows)
 
     def _synchronized(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
         """Exchange gradients between processes once a step, with the last slice."""
@@ -228,12 +241,6 @@ def compiled(module: nn.Module, mode: str | None, device: torch.device) -> nn.Mo
     return cast("nn.Module", torch.compile(module, dynamic=False, mode=mode))
 
 
-def epoch_order(num_examples: int, seed: int, epoch: int) -> Tensor:
-    """The order in which an epoch takes the examples, the same on every device and in every process."""
-    generator = torch.Generator().manual_seed(_mixed(seed, 0, epoch))
-    return torch.randperm(num_examples, generator=generator)
-
-
 @contextlib.contextmanager
 def own_randomness(seed: int, rank: int, device: torch.device) -> Iterator[None]:
     """Seed torch's global generators, differently in each process, and put them back at the end."""
@@ -242,10 +249,19 @@ def own_randomness(seed: int, rank: int, device: torch.device) -> Iterator[None]
         device.type if is_accelerator else "cuda"
     )  # fork_rng wants an accelerator's name for no devices too
     with torch.random.fork_rng(devices=[device.index or 0] if is_accelerator else [], device_type=kind):
-        torch.manual_seed(seed if rank == 0 else _mixed(seed, 1, rank))
+        torch.manual_seed(seed if rank == 0 else mixed(seed, 1, rank))
         yield
 
 
-def _mixed(seed: int, *key: int) -> int:
-    """A seed of its own for each key."""
-    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0] >> 1)
+def _explain_call(error: TypeError, loss_fn: LossFn, num_tensors: int) -> None:
+    """Say how loss_fn is called, if it cannot be called so."""
+    try:
+        inspect.signature(loss_fn).bind(*range(num_tensors + 1))
+    except TypeError:
+        names = ", ".join(
+            ["model", "x", "y", *(f"t{n}" for n in range(3, num_tensors + 1))][: num_tensors + 1]
+        )
+        error.add_note(
+            f"fit calls loss_fn({names}) because each batch holds {num_tensors} tensors; what is not needed "
+            f"can be left out: lambda {names}: other_loss(model, x)"
+        )

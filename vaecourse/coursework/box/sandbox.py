@@ -48,12 +48,13 @@ def is_root() -> bool:
 
 
 def environment_folders() -> list[Path]:
-    """Return the outermost folders that hold Python and its libraries."""
+    """Return the outermost folders that hold Python and its libraries, under each name that leads there."""
     found = {Path(sys.prefix), Path(sys.base_prefix)}
     found |= {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
     if site.ENABLE_USER_SITE and site.USER_SITE:
         found.add(Path(site.USER_SITE))
-    existing = sorted(path.resolve() for path in found if path.exists() and not path.is_relative_to("/usr"))
+    there = {name for path in found if path.exists() for name in (path.absolute(), path.resolve())}
+    existing = sorted(path for path in there if not path.is_relative_to("/usr"))
     return [path for path in existing if not any(path != p and path.is_relative_to(p) for p in existing)]
 
 
@@ -109,9 +110,12 @@ def _system_folder(name: str) -> list[str]:
 
 
 def _hide_package(shown: Sequence[Path]) -> list[str]:
-    """Return the options that cover the package with an empty folder, if it would be visible."""
-    visible = any(PACKAGE.is_relative_to(path) for path in [*shown, Path("/usr")])
-    return ["--size", "4096", "--tmpfs", str(PACKAGE), "--remount-ro", str(PACKAGE)] if visible else []
+    """Return the options that cover the package with an empty folder wherever it would be visible."""
+    roots = {path: path.resolve() for path in [*shown, Path("/usr")]}  # what a link is called, and its target
+    places = [
+        str(path / PACKAGE.relative_to(root)) for path, root in roots.items() if PACKAGE.is_relative_to(root)
+    ]
+    return [word for place in places for word in ("--size", "4096", "--tmpfs", place, "--remount-ro", place)]
 
 
 def _variables(path: str) -> dict[str, str]:
