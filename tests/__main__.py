@@ -78,7 +78,7 @@ STAGES = [
 
 
 def tracked() -> list[str]:
-    """Return the Python files and notebooks that git knows, whatever else lies about; all where git is not."""
+    """Return the Python files and notebooks that git knows, whatever else lies about; all without git."""
     command = ["git", "ls-files", "-z", "*.py", "*.ipynb"]
     try:
         known = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split("\0")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.machine import machine
+from vaecourse.cli.building import DATA_DIM, TEST_BITS_SEED
 from vaecourse.cli.configuration import RunConfig
-from vaecourse.cli.runs import DATA_DIM, TEST_BITS_SEED
 from vaecourse.training import Checkpoints, load_checkpoint
 
 RESULTS = Path(__file__).resolve().parents[2] / "book" / "results"

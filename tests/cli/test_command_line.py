@@ -221,6 +221,58 @@ def test_folder_that_cannot_be_made_is_status_3(capsys, tmp_path):
     assert status == 3 and "file" in line
 
 
+def test_folder_that_holds_something_else_is_status_2(capsys, tmp_path, monkeypatch):
+    (tmp_path / "notes.txt").touch()
+    status, line = failure(capsys, "train", str(tmp_path), "--binarize", *TINY)
+    assert status == 2 and f"{tmp_path} holds other files and no config.json" in line
+    monkeypatch.chdir(tmp_path)
+    status, line = failure(capsys, "train", "", "--binarize", *TINY)  # the name of a variable that is not set
+    assert status == 2 and f"{tmp_path} holds other files" in line
+    status, line = failure(capsys, "train", "notes.txt", "--binarize", *TINY)
+    assert status == 2 and line == "vaecourse: notes.txt is a file, and a run needs a folder"
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("options", ["--latent-dim 1000000000", "--hidden-dims 1000000 1000000"])
+def test_model_that_does_not_fit_into_memory_is_status_2(capsys, tmp_path, options):
+    status, line = failure(capsys, "train", str(tmp_path / "run"), *options.split(), "--binarize")
+    assert status == 2 and re.search(r"training this model needs \S+ GB and this machine has", line)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes break otherwise on Windows")
+def test_output_that_nobody_reads_ends_the_command_in_silence(tmp_path):
+    (tmp_path / "mine.py").write_text("def loss(y, x, m, v):\n    return (y - x).square().mean()\n", "utf-8")
+    place, sizes = f"{tmp_path}/mine.py:loss", ["--data-dim", "4", "--latent-dim", "2"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "vaecourse", "diagnose", place, *sizes]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, f"executing {tmp_path}/mine.py\n")
+
+
+@pytest.mark.parametrize(
+    ("scale", "sigma", "best", "line"),
+    [
+        (
+            "learned",
+            0.1001,
+            0.1,
+            "sigma 0.1001, the best one for this decoder's errors on the training images",
+        ),
+        ("learned", 0.2, 0.1, "sigma 0.2, still moving: the best one for this .* training images is 0.1"),
+        ("optimal", 0.2, 0.1, "sigma 0.2, an average over late batches: the best one .* is 0.1"),
+        (0.2, 0.2, 0.1, "sigma 0.2, fixed: the best one .* is 0.1"),
+    ],
+)
+def test_train_says_whether_sigma_has_come_to_rest(capsys, tmp_path, monkeypatch, scale, sigma, best, line):
+    result = RESULT | {"scale": {"sigma": sigma, "best_sigma": best}}
+    monkeypatch.setattr(runs, "train", lambda *arguments, **settings: result)
+    assert main(["train", str(tmp_path), "--likelihood", "gaussian", "--scale", str(scale)]) == 0
+    assert re.fullmatch(line, capsys.readouterr().out.splitlines()[-1])
+
+
 def test_damaged_checkpoint_is_status_3(capsys, tmp_path):
     train(RunConfig(data="digits", hidden_dims=[8], latent_dim=2, num_epochs=1), tmp_path, device="cpu")
     (path,) = (tmp_path / "checkpoints").glob("*.ckpt")

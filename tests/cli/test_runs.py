@@ -1,6 +1,7 @@
 """A run folder tells what was asked for, what training did, and what the model is worth."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -23,7 +24,14 @@ from vaecourse.likelihoods import (
     LaplaceLikelihood,
 )
 from vaecourse.objectives import elbo_terms, importance_weighted_bound, negative_elbo
-from vaecourse.training import CheckpointError, History, compiler_problem, load_checkpoint
+from vaecourse.training import (
+    CheckpointError,
+    Checkpoints,
+    History,
+    TrainingDiverged,
+    compiler_problem,
+    load_checkpoint,
+)
 from vaecourse.training.processes import launched_processes
 
 SMALL = {"data": "digits", "hidden_dims": [8], "latent_dim": 2, "num_epochs": 2, "batch_size": 500}
@@ -423,6 +431,100 @@ def test_run_with_a_schedule_cannot_be_prolonged(tmp_path, schedule):
     run(tmp_path, schedule=schedule)
     with pytest.raises(ValueError, match="only the epochs may grow, with a constant schedule"):
         run(tmp_path, schedule=schedule, num_epochs=3)
+
+
+def test_identity_says_everything_but_what_may_grow():
+    default = RunConfig()
+    for name in RunConfig.__dataclass_fields__:
+        assert (name in default.identity) == (name != "num_epochs")
+    assert "num_epochs" in RunConfig(schedule="cosine").identity
+
+
+def test_folder_whose_configuration_is_gone_is_refused(tmp_path):
+    """Else another likelihood would find the old history there, or go on with it."""
+    run(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"holds checkpoints but no config\.json.*restore config\.json"):
+        run(tmp_path, likelihood="gaussian")
+
+
+def test_configuration_that_was_edited_does_not_fit_the_checkpoints(tmp_path):
+    run(tmp_path, likelihood="gaussian", num_epochs=1)
+    edited = small(likelihood="gaussian", beta=4.0)
+    (tmp_path / "config.json").write_text(edited.to_json(), "utf-8")
+    with pytest.raises(CheckpointError, match=r'identity was "beta": 1\.0, is "beta": 4\.0'):
+        train(edited, tmp_path, device="cpu", progress=False)
+
+
+def test_run_is_finished_only_with_its_last_checkpoint(tmp_path):
+    history = run(tmp_path)
+    (newest := Checkpoints(tmp_path / "checkpoints").latest()).unlink()
+    assert not is_finished(small(), tmp_path)
+    assert evaluate(tmp_path, num_samples=2, device="cpu")["is_finished"] is False
+    assert run(tmp_path)["loss"] == history["loss"] and newest.exists()
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="holds no checkpoint: vaecourse train makes one"):
+        evaluate(tmp_path)
+    assert run(tmp_path)["loss"] == history["loss"] and newest.exists()
+
+
+def test_evaluation_says_where_the_run_stands(tmp_path, monkeypatch):
+    def stopping(model, loss_fn, data, **settings):
+        calls = itertools.count()
+
+        def stopped(*batch):
+            if next(calls) == 4:
+                raise KeyboardInterrupt
+            return loss_fn(*batch)
+
+        return fit(model, stopped, data, **settings)
+
+    fit = runs.fit
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runs, "fit", stopping)
+        train(small(), tmp_path, device="cpu", checkpoint_every=1, progress=False)
+    result = evaluate(tmp_path, num_samples=2, device="cpu")
+    assert (result["checkpoint"], result["step"], result["epochs"]) == ("step-000000004.ckpt", 4, 1)
+    assert not result["is_finished"]
+    run(tmp_path)
+    assert evaluate(tmp_path, num_samples=2, device="cpu")["is_finished"]
+
+
+def test_diverged_run_can_be_tried_again_with_another_rate(tmp_path):
+    with pytest.raises(TrainingDiverged):
+        run(tmp_path, learning_rate=1e30)
+    assert len(run(tmp_path)["loss"]) == 2
+    with pytest.raises(ValueError, match=r"learning_rate was 0\.001, is 0\.002"):
+        run(tmp_path, learning_rate=0.002)
+
+
+def test_history_grows_with_the_run(tmp_path):
+    heard = []
+
+    def say(line: str) -> None:
+        heard.append((line.partition(" s")[0], len(read(tmp_path / "history.json")["loss"])))
+
+    history = train(small(num_epochs=3), tmp_path, device="cpu", progress=False, say=say)
+    assert [count for _, count in heard] == [1, 2, 3]
+    for number, ((line, _), loss) in enumerate(zip(heard, history["loss"], strict=True), start=1):
+        assert line.startswith(f"epoch {number} of 3: loss {loss:.2f} nats per image, ")
+
+
+@pytest.mark.parametrize("scale", [0.4, "learned", "optimal"])
+def test_history_holds_sigma_and_what_the_errors_ask_for(tmp_path, scale):
+    history = run(tmp_path, likelihood="gaussian", scale=scale, num_epochs=1)
+    model = build_model(small(likelihood="gaussian", scale=scale))
+    model.load_state_dict(load_checkpoint(Checkpoints(tmp_path / "checkpoints").latest())["model"])
+    x = to_unit_interval(digits()[0], max_level=16)[:1500]
+    error = (x - model.eval()(x)).square().mean().sqrt().item()
+    assert history["scale"]["best_sigma"] == pytest.approx(error, rel=0.01)  # other draws of z
+    assert history["scale"]["sigma"] == pytest.approx(float(torch.as_tensor(model.likelihood.scale).detach()))
+
+
+@pytest.mark.parametrize("scale", ["per_pixel", 1.0])
+def test_history_holds_no_sigma_where_there_is_none(tmp_path, scale):
+    assert run(tmp_path, likelihood="gaussian" if scale != 1.0 else "laplace", scale=scale)["scale"] is None
 
 
 def test_damaged_history_is_written_again(tmp_path):

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import DataLoader
 
 from tests.training.examples import FORKS, LateGuard, StopError, crash, fingerprint, start
+from vaecourse.likelihoods import GaussianLikelihood, LaplaceLikelihood
 from vaecourse.models import mlp_vae
 from vaecourse.objectives import negative_elbo
 from vaecourse.training import (
@@ -170,9 +172,20 @@ def test_only_the_last_few_checkpoints_stay(tmp_path):
         ({"precision": "bf16"}, r"\(precision was float32, is bf16\)"),
         ({"micro_batch_size": 2}, r"\(micro_batch_size was None, is 2\)"),
         ({"data": data() / 2}, r"\(data was [0-9a-f]{16}, is [0-9a-f]{16}\)"),
-        ({"data": data().double()}, r"\(data was [0-9a-f]{16}, is [0-9a-f]{16}\)"),
         ({"num_epochs": 1}, "has trained for more than 1 epochs"),
-        ({"model": mlp_vae(4, 2, hidden_dims=(5,))}, r"does not fit this model .*size mismatch"),
+        ({"validation": data()[:2]}, r"\(validation was None, is [0-9a-f]{16}\)"),
+        (
+            {"model": mlp_vae(4, 2, hidden_dims=(5,))},
+            r"model was \(0\): Linear\(in_features=4, out_features=3, bias=True\).*is .*out_features=5",
+        ),
+        (
+            {"model": mlp_vae(4, 2, hidden_dims=(3,), activation=nn.Tanh)},
+            r"\(model was \(1\): ReLU\(\), \(1\): ReLU\(\), is \(1\): Tanh\(\), \(1\): Tanh\(\)\): choose",
+        ),
+        (
+            {"model": mlp_vae(4, 2, hidden_dims=(3,), likelihood=GaussianLikelihood(0.1))},
+            r"model was .*BernoulliLikelihood\(\), is .*GaussianLikelihood\(scale=0.1\)",
+        ),
         ({"lr": 0.02}, r"lr of parameter group 0 was 0\.01, is 0\.02"),
         ({"make": SGD}, "optimizer was AdamW, is SGD"),
     ],
@@ -182,6 +195,118 @@ def test_checkpoint_of_another_run_is_refused(arguments, message, tmp_path):
     run(saved_in(tmp_path), num_epochs=2)
     with pytest.raises(CheckpointError, match=message):
         run(saved_in(tmp_path), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("identity", "likelihood", "message"),
+    [
+        (
+            "negative ELBO, beta 4",
+            GaussianLikelihood(0.1),
+            "identity was negative ELBO, is negative ELBO, beta 4",
+        ),
+        (
+            "negative ELBO",
+            GaussianLikelihood(1.0),
+            r"model was \(likelihood\): GaussianLikelihood\(scale=0.1\), is .*\(scale=1.0\)",
+        ),
+        (
+            "negative ELBO",
+            LaplaceLikelihood(0.1),
+            r"scale=0.1\), is \(likelihood\): LaplaceLikelihood\(scale=0.1",
+        ),
+        (
+            "negative ELBO",
+            GaussianLikelihood("per_pixel", min_log_scale=-4.0),
+            "is .*scale='per_pixel', min_log_scale=-4.0",
+        ),
+    ],
+    ids=["other-loss", "other-scale", "other-likelihood", "other-way"],
+)
+@pytest.mark.parametrize("num_epochs", [1, 2], ids=["to go on", "finished"])
+def test_run_that_differs_in_what_is_fixed_gets_neither_history_nor_weights(
+    identity, likelihood, message, num_epochs, tmp_path
+):
+    def vae(likelihood):
+        torch.manual_seed(7)
+        return mlp_vae(4, 2, hidden_dims=(3,), likelihood=likelihood)
+
+    run(saved_in(tmp_path), model=vae(GaussianLikelihood(0.1)), num_epochs=1)
+    other = vae(likelihood)
+    before = fingerprint(other)
+    with pytest.raises(
+        CheckpointError, match=rf"belongs to another run \(.*{message}.*choose another folder"
+    ):
+        run(saved_in(tmp_path, identity), model=other, num_epochs=num_epochs)
+    assert fingerprint(other) == before
+    assert len(run(saved_in(tmp_path), model=vae(GaussianLikelihood(0.1)), num_epochs=2)[1]) == 2
+
+
+def test_long_identity_is_answered_with_the_lines_that_differ(tmp_path):
+    run(saved_in(tmp_path, '{\n  "beta": 1.0,\n  "scale": 0.1\n}'), num_epochs=1)
+    with pytest.raises(CheckpointError, match=r'\(identity was "beta": 1.0, is "beta": 4.0\): choose'):
+        run(saved_in(tmp_path, '{\n  "beta": 4.0,\n  "scale": 0.1\n}'))
+    with pytest.raises(CheckpointError, match=r'\(identity was "beta": 1.0, is without that\): choose'):
+        run(saved_in(tmp_path, '{\n  "scale": 0.1\n}'))
+
+
+def test_functions_in_the_text_of_a_model_do_not_make_it_another(uninterrupted, tmp_path):
+    """Their addresses change from one program to the next."""
+
+    class Shown(nn.ReLU):
+        def extra_repr(self) -> str:
+            return f"function={object()}"
+
+    torch.manual_seed(7)
+    run(saved_in(tmp_path), model=mlp_vae(4, 2, hidden_dims=(3,), activation=Shown), num_epochs=1)
+    model = mlp_vae(4, 2, hidden_dims=(3,), activation=Shown)
+    assert run(saved_in(tmp_path), model=model)[1] == uninterrupted[1]
+
+
+def test_data_of_another_precision_are_the_same_data(uninterrupted, tmp_path):
+    """They are brought to the model's precision before anything is compared."""
+    run(saved_in(tmp_path), num_epochs=1)
+    assert run(saved_in(tmp_path), data=data().double().numpy()) == uninterrupted
+
+
+def test_checkpoint_of_the_old_format_goes_on_with_a_warning(uninterrupted, tmp_path):
+    """Version 0.1.0 wrote neither identity nor model, and no validation."""
+    checkpoints = saved_in(tmp_path)
+    run(checkpoints, num_epochs=1)
+    state = load_checkpoint(checkpoints.latest())
+    for name in ("identity", "model", "validation"):
+        del state["settings"][name]
+    del state["history"]["validation"]
+    save_checkpoint(checkpoints.latest(), state)
+    message = "was written before checkpoints stated the identity and the model of their run"
+    with pytest.warns(UserWarning, match=message):
+        assert run(checkpoints) == uninterrupted
+    assert run(checkpoints) == uninterrupted  # what it has written since is of the new format
+    save_checkpoint(checkpoints.latest(), state | {"settings": state["settings"] | {"seed": "8"}})
+    with pytest.warns(UserWarning, match=message), pytest.raises(CheckpointError, match="seed was 8, is 0"):
+        run(checkpoints)
+
+
+def test_checkpoint_without_a_state_is_refused(tmp_path):
+    checkpoints = saved_in(tmp_path)
+    checkpoints.save(4, {"model": small_vae().state_dict()})
+    with pytest.raises(CheckpointError, match="holds no state of a run, only model: choose another folder"):
+        run(checkpoints)
+
+
+def test_run_with_a_loader_goes_on_at_the_end_of_an_epoch(tmp_path):
+    def loader() -> DataLoader:
+        return DataLoader(data(), batch_size=BATCH_SIZE, shuffle=True)
+
+    options = {"batch_size": None, "data": loader()}
+    through = run(**options)
+    checkpoints = saved_in(tmp_path, "digits, shuffled")
+    with pytest.raises(StopError):
+        run(checkpoints, stop_at=6, **options)
+    assert names(tmp_path) == ["step-000000004.ckpt"]
+    assert run(checkpoints, batch_size=None, data=loader()) == through
+    with pytest.raises(CheckpointError, match="data was a DataLoader, for which the identity speaks, is"):
+        run(checkpoints)
 
 
 def test_damaged_checkpoint_is_named_and_the_one_before_serves(uninterrupted, tmp_path):
@@ -266,6 +391,23 @@ def test_signal_ends_the_run_after_the_step_in_hand_with_a_checkpoint(number, un
         signal.signal(signal.SIGTERM, before)
     assert saved_in(tmp_path).latest().stem == "step-000000007"
     assert run(saved_in(tmp_path)) == uninterrupted
+
+
+@pytest.mark.usefixtures("usual_signals")
+def test_signal_ends_a_run_with_a_loader_at_its_last_epoch(tmp_path):
+    """Inside an epoch nothing could be saved from which it might go on."""
+    loader = DataLoader(data(), batch_size=BATCH_SIZE)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(saved_in(tmp_path), stop_at=6, act=interrupt, batch_size=None, data=loader)
+    assert names(tmp_path) == ["step-000000004.ckpt"] and len(caught.value.history.loss) == 1
+
+
+@pytest.mark.usefixtures("usual_signals")
+@pytest.mark.parametrize("is_saved", [True, False])
+def test_interrupted_run_leaves_its_history_with_the_exception(is_saved, uninterrupted, tmp_path):
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(saved_in(tmp_path) if is_saved else None, stop_at=6, act=interrupt)
+    assert caught.value.history.loss == uninterrupted[1][:1]
 
 
 @pytest.mark.usefixtures("usual_signals")

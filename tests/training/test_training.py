@@ -1,15 +1,19 @@
 import contextlib
 import itertools
 import math
+import pickle
 import re
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR
+from torch.utils.data import DataLoader, TensorDataset
 
 from tests.core.examples import F32, F64, LIKELIHOODS, data, normal
 from tests.training.examples import LateGuard, StopError, given_noise, same, state
+from vaecourse._checks import NotFinite
+from vaecourse.densities import gaussian_nll
 from vaecourse.divergences import kl_standard_normal
 from vaecourse.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
 from vaecourse.linear_vae import LinearVAE
@@ -17,6 +21,7 @@ from vaecourse.models import VAE, GaussianRegressor, mlp_vae
 from vaecourse.networks import mlp
 from vaecourse.objectives import negative_elbo
 from vaecourse.training import (
+    Checkpoints,
     History,
     TrainingDiverged,
     available_devices,
@@ -416,6 +421,97 @@ def test_fit_stops_before_a_bad_step_without_looking_at_it(kind, monkeypatch):
     assert str(caught.value) == str(expected.value)
     assert same(state(late), state(at_once))
     assert not hasattr(optimizer, "found_inf") and not hasattr(optimizer, "grad_scale")
+
+
+def refusing(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return gaussian_nll(y, model(x), 1.0).mean()
+
+
+@pytest.mark.parametrize("rate", [1e10, 1e30])
+def test_density_that_refuses_numbers_in_the_middle_of_a_run_is_a_divergence(rate):
+    torch.manual_seed(0)
+    model = mlp_vae(4, 2)
+    with pytest.raises(TrainingDiverged, match=r"(logits|log_scale) must be finite, got") as caught:
+        run(model, negative_elbo, data=data(32, 4), learning_rate=rate, num_epochs=100)
+    error = caught.value
+    assert isinstance(error, FloatingPointError) and isinstance(error.__cause__, NotFinite)
+    assert error.reason == str(error.__cause__) and error.checkpoint is None
+    assert (error.epoch, error.step) > (0, 0) and len(error.history.loss) == error.epoch
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_scale_that_has_overflowed_is_a_divergence_and_a_negative_one_a_mistake():
+    def with_scale(scale: Tensor):
+        return lambda model, x, y: gaussian_nll(y, model(x), scale).mean()
+
+    for scale in (torch.tensor(math.inf), torch.tensor(0.0), torch.tensor(math.nan)):
+        with pytest.raises(TrainingDiverged, match="scale is a standard deviation"):
+            run(layer(), with_scale(scale))
+    with pytest.raises(ValueError, match="scale is a standard deviation"):
+        run(layer(), with_scale(torch.tensor(-1.0)))
+
+
+def test_validation_that_has_overflowed_is_a_divergence():
+    def loss_fn(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return refusing(model, x, y) if model.training else refusing(model, x * math.nan, y)
+
+    with pytest.raises(TrainingDiverged, match="at epoch 0, step 3: in the validation loss, loc must be fin"):
+        run(layer(), loss_fn, validation=line(5))
+
+
+# --- validation and callbacks ----------------------------------------------------------------------------
+
+
+def noisy_error(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return squared_error(model, x + 0.1 * torch.randn_like(x), y)
+
+
+@pytest.mark.parametrize("loader", [False, True], ids=["tensors", "loader"])
+def test_validation_and_callbacks_leave_the_training_alone(loader):
+    """They may draw random numbers, and the model is in evaluation mode while they do."""
+    data = {"data": DataLoader(TensorDataset(*line()), 8, shuffle=True), "batch_size": None} if loader else {}
+    alone, watched_one, modes = layer(), layer(), []
+
+    def callback(history: History) -> None:
+        torch.rand(3)
+        modes.append((watched_one.training, len(history.loss), len(history.seconds), len(history.validation)))
+
+    run(alone, noisy_error, **data)
+    history = run(watched_one, noisy_error, validation=line(5), callback=callback, **data)
+    assert same(state(alone), state(watched_one))
+    assert modes == [(False, 1, 1, 1), (False, 2, 2, 2), (False, 3, 3, 3)]
+    assert len(history.validation) == 3 and history.validation[-1] < history.validation[0]
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+def test_validation_is_the_mean_loss_after_each_epoch(micro_batch_size):
+    model, held_out, expected = layer(), line(11), []
+    history = run(
+        model,
+        validation=tuple(part.double().numpy() for part in held_out),
+        callback=lambda _: expected.append(squared_error(model, *held_out).item()),
+        micro_batch_size=micro_batch_size,
+    )
+    assert history.validation == pytest.approx(expected, rel=1e-6)
+
+
+def test_validation_meets_the_same_noise_each_time():
+    model = layer()
+    history = run(model, noisy_error, validation=line(5), optimizer=sgd(model, lr=0.0))
+    assert history.validation == [history.validation[0]] * 3
+
+
+def test_callback_that_fails_fails_the_run_and_its_epoch_is_saved(tmp_path):
+    checkpoints = Checkpoints(tmp_path, identity="squared error")
+
+    def callback(history: History) -> None:
+        if len(history.loss) == 2:
+            raise StopError
+
+    with pytest.raises(StopError):
+        run(layer(), callback=callback, checkpoints=checkpoints)
+    assert checkpoints.latest().stem == "step-000000008"
+    assert len(run(layer(), checkpoints=checkpoints).loss) == 3
 
 
 # --- schedules -------------------------------------------------------------------------------------------

@@ -215,9 +215,9 @@ def _epochs(
         bar.set_postfix(epoch=len(run.history.loss), **{name: f"{of[-1]:.4g}" for name, of in losses.items()})
         if saver:
             saver.save(0.0)
-            if signals.received_anywhere(run):
-                return
         yield
+        if saver and signals.received_anywhere(run):
+            return
         start = time.perf_counter()
 
 

@@ -37,6 +37,8 @@ class BatchLoss(nn.Module):
                 loss = self.loss_fn(self.model, *batch)
         else:
             loss = self.loss_fn(self.model, *batch)
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"loss_fn must return a tensor of shape (), got {type(loss).__name__}")
         if loss.shape != ():
             raise ValueError(f"loss_fn must return one number, of shape (), got shape {tuple(loss.shape)}")
         return loss if loss.dtype == torch.float64 else loss.float()
