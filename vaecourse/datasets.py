@@ -298,7 +298,7 @@ def _checked_levels(images: Tensor, max_level: int | None) -> tuple[Tensor, int]
         if 0 < highest <= 255 / FAR_BELOW:
             raise ValueError(
                 f"the highest level of these images is {highest}, far below 255: pass max_level={highest} if "
-                "it is the highest that is possible (16 for digits), or max_level=255 if they are that dark"
+                "no level can be higher (as in digits), or max_level=255 if the images really are that dark"
             )
         return images, 255
     check_count("max_level", max_level)

@@ -229,7 +229,7 @@ def test_folder_that_holds_something_else_is_status_2(capsys, tmp_path, monkeypa
     status, line = failure(capsys, "train", "", "--binarize", *TINY)  # the name of a variable that is not set
     assert status == 2 and f"{tmp_path} holds other files" in line
     status, line = failure(capsys, "train", "notes.txt", "--binarize", *TINY)
-    assert status == 2 and line == "vaecourse: notes.txt is a file, and a run needs a folder"
+    assert status == 2 and line == "vaecourse: notes.txt is a file; a run needs a folder"
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -259,11 +259,11 @@ def test_output_that_nobody_reads_ends_the_command_in_silence(tmp_path):
             "learned",
             0.1001,
             0.1,
-            "sigma 0.1001, the best one for this decoder's errors on the training images",
+            "sigma 0.1001, the best value for this decoder's errors on the training images",
         ),
-        ("learned", 0.2, 0.1, "sigma 0.2, still moving: the best one for this .* training images is 0.1"),
-        ("optimal", 0.2, 0.1, "sigma 0.2, an average over late batches: the best one .* is 0.1"),
-        (0.2, 0.2, 0.1, "sigma 0.2, fixed: the best one .* is 0.1"),
+        ("learned", 0.2, 0.1, "sigma 0.2, still moving: the best value for this .* training images is 0.1"),
+        ("optimal", 0.2, 0.1, "sigma 0.2, averaged over the last batches: the best value .* is 0.1"),
+        (0.2, 0.2, 0.1, "sigma 0.2, fixed: the best value .* is 0.1"),
     ],
 )
 def test_train_says_whether_sigma_has_come_to_rest(capsys, tmp_path, monkeypatch, scale, sigma, best, line):

@@ -571,7 +571,7 @@ MISTAKES = {
     "checkpoints inside the epoch of a loader": (
         lambda: train(DataLoader(IMAGES), checkpoints=Checkpoints("unused", identity="a", every=2)),
         VALUE,
-        "a DataLoader cannot go on inside an epoch: leave out every",
+        "a run with a DataLoader resumes at the end of an epoch only: leave `every` out",
     ),
     "a plot of nothing": (lambda: History().plot(), VALUE, "no epoch has been completed"),
     "a checkpoint of a model": (

@@ -208,10 +208,10 @@ def train(
 
 def _about_sigma(scale: float | str, sigma: float, best_sigma: float) -> str:
     """Whether the standard deviation of the decoder is where its errors would have it."""
-    best = "the best one for this decoder's errors on the training images"
+    best = "the best value for this decoder's errors on the training images"
     if abs(sigma / best_sigma - 1) < 0.02:
         return f"sigma {sigma:.4g}, {best}"
-    state = {"learned": "still moving", "optimal": "an average over late batches"}.get(str(scale), "fixed")
+    state = {"learned": "still moving", "optimal": "averaged over the last batches"}.get(str(scale), "fixed")
     return f"sigma {sigma:.4g}, {state}: {best} is {best_sigma:.4g}"
 
 
@@ -247,7 +247,7 @@ def evaluate(
 
     result = runs.evaluate(folder, num_samples=num_samples, num_images=num_images, device=device, seed=seed)
     nll, error = result["importance_weighted_nll"], result["standard_error"]
-    state = "finished" if result["is_finished"] else "stopped, the same train command goes on"
+    state = "finished" if result["is_finished"] else "not finished; the same train command resumes it"
     print(
         f"{result['checkpoint']}: {result['epochs']} epochs completed; the run is {state}\n"
         f"{result['num_images']} test images, {result['num_samples']} importance samples, {result['unit']}\n"

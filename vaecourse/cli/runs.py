@@ -196,16 +196,14 @@ def evaluate(
 def _check_new(folder: Path, checkpoints: Checkpoints) -> None:
     """Refuse a folder that something else fills."""
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file, and a run needs a folder")
+        raise ValueError(f"{folder} is a file; a run needs a folder")
     if checkpoints.latest() is not None:
         raise ValueError(
-            f"{folder} holds checkpoints but no config.json, so it is not known what they are of: restore "
-            "config.json, or choose another folder"
+            f"{folder} holds checkpoints but no config.json, so nobody can tell which run they are of: "
+            "restore config.json, or choose another folder"
         )
     if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(
-            f"{folder.absolute()} holds other files and no config.json: choose a folder of its own"
-        )
+        raise ValueError(f"{folder.absolute()} holds other files and no config.json: choose an empty folder")
 
 
 def _step(checkpoint: Path) -> int:

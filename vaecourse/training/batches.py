@@ -65,7 +65,7 @@ class TensorBatches:
 class LoaderBatches:
     """Batches as a DataLoader makes them, moved to the device one by one."""
 
-    name = "a DataLoader, for which the identity speaks"
+    name = "a DataLoader (the identity says which data)"
     num_batches: int | None = None
     num_examples: int | None = None
 
@@ -95,7 +95,7 @@ def batches_of(
         if batch_size is not None:
             raise ValueError(f"a DataLoader brings its own batch size: leave out batch_size={batch_size}")
         if place_among_processes()[1] > 1:
-            raise ValueError("a DataLoader serves one process only: many processes share tensors")
+            raise ValueError("a DataLoader works in one process only; for several processes pass tensors")
         return LoaderBatches(data, dtype, device)
     if batch_size is None:
         raise ValueError("batch_size is missing: say how many examples make a batch, 128 for instance")

@@ -88,7 +88,7 @@ def fit(
         takes seconds to a minute; incomplete batches are not compiled, and values are checked in the
         first batch only.
     micro_batch_size : int, optional
-        Examples that fit into memory: a batch is then worked off in slices, with one optimiser step.
+        Examples that fit into memory: a batch is then processed in micro-batches, with one optimiser step.
     checkpoints : Checkpoints, optional
         Where to save, with an identity.  If the folder holds a checkpoint of this same run, training
         goes on from it and ends, on the CPU, with the same bits as if it had never stopped.  What is
@@ -133,29 +133,19 @@ def fit(
     _check_sizes(num_epochs, batch_size, micro_batch_size, seed, precision)
     batches = batches_of(data, model, batch_size, seed, device)
     held_out = None if validation is None else examples_of(validation, "validation", precision_of(model))
+    optimizer = _chosen_optimizer(model, learning_rate, optimizer, scheduler, device)
     model.to(device).train()
     run = Run(
         BatchLoss(model, loss_fn, precision, device.type),
-        _chosen_optimizer(model, learning_rate, optimizer, scheduler, device),
+        optimizer,
         scheduler,
         device=device,
         compile=compile,
         batch_size=batches.batch_size,
         micro_batch_size=micro_batch_size,
     )
-    saver = None
-    if checkpoints is not None:
-        settings = {
-            "data": batches.name,
-            "validation": str(held_out and digest(held_out)),
-            "batch_size": str(batches.batch_size),
-            "micro_batch_size": str(micro_batch_size),
-            "precision": precision,
-            "seed": str(seed),
-        }
-        saver = Saver(run, checkpoints, settings)
-        if checkpoints.every is not None and batches.num_batches is None:
-            raise ValueError("a DataLoader cannot go on inside an epoch: leave out every of Checkpoints")
+    settings = {"precision": precision, "seed": str(seed)}
+    saver = None if checkpoints is None else _saver(run, checkpoints, batches, held_out, settings)
     if held_out is not None:
         held_out = tuple(tensor.to(device) for tensor in held_out)
     total = batches.num_examples and batches.num_examples * num_epochs
@@ -221,6 +211,24 @@ def _epochs(
         start = time.perf_counter()
 
 
+def _saver(
+    run: Run,
+    checkpoints: Checkpoints,
+    batches: Batches,
+    held_out: tuple[Tensor, ...] | None,
+    settings: dict[str, str],
+) -> Saver:
+    if checkpoints.every is not None and batches.num_batches is None:
+        raise ValueError("a run with a DataLoader resumes at the end of an epoch only: leave `every` out")
+    of_data = {
+        "data": batches.name,
+        "validation": str(held_out and digest(held_out)),
+        "batch_size": str(batches.batch_size),
+        "micro_batch_size": str(run.micro_batch_size),
+    }
+    return Saver(run, checkpoints, settings | of_data)
+
+
 def _chosen_optimizer(
     model: nn.Module,
     learning_rate: float | None,
@@ -247,7 +255,7 @@ def _chosen_optimizer(
     if strange := [tuple(parameter.shape) for parameter in held if id(parameter) not in own]:
         raise ValueError(
             f"optimizer holds {len(strange)} parameters that are not this model's (shapes {strange[:3]}): "
-            "make it after the model, from model.parameters(); a parameter of the loss belongs into the model"
+            "make it after the model, from model.parameters(); a parameter of the loss belongs in the model"
         )
     return optimizer
 
