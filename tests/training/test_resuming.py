@@ -242,6 +242,37 @@ def test_run_that_differs_in_what_is_fixed_gets_neither_history_nor_weights(
     assert len(run(saved_in(tmp_path), model=vae(GaussianLikelihood(0.1)), num_epochs=2)[1]) == 2
 
 
+def decoder_only(model: nn.Module) -> nn.Module:
+    model.encoder.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cosine": CosineAnnealingLR, "num_steps": 60}, r"\(schedule was T_max=50, is T_max=60\)"),
+        (
+            {"frozen": True},
+            r"encoder.network.0.weight: float32, in parameter group 0.*is .*float32, not trained",
+        ),
+        ({"part": "decoder"}, r"is encoder.network.0.weight: float32, not trained, .*encoder.network.2.bias"),
+    ],
+    ids=["other-schedule", "frozen", "optimiser-of-a-part"],
+)
+def test_run_that_trains_otherwise_is_refused(change, message, tmp_path):
+    def once(num_steps=50, frozen=False, part=None, **_) -> None:
+        model = decoder_only(small_vae()) if frozen else small_vae()
+        optimizer = AdamW((getattr(model, part) if part else model).parameters(), lr=0.01)
+        schedule = CosineAnnealingLR(optimizer, num_steps)
+        options = {"num_epochs": 1, "batch_size": 4, "scheduler": schedule}
+        fit(model, negative_elbo, data(), checkpoints=saved_in(tmp_path), **options)
+
+    once()
+    with pytest.raises(CheckpointError, match=message):
+        once(**change)
+    once()
+
+
 def test_long_identity_is_answered_with_the_lines_that_differ(tmp_path):
     run(saved_in(tmp_path, '{\n  "beta": 1.0,\n  "scale": 0.1\n}'), num_epochs=1)
     with pytest.raises(CheckpointError, match=r'\(identity was "beta": 1.0, is "beta": 4.0\): choose'):
@@ -274,11 +305,13 @@ def test_checkpoint_of_the_old_format_goes_on_with_a_warning(uninterrupted, tmp_
     checkpoints = saved_in(tmp_path)
     run(checkpoints, num_epochs=1)
     state = load_checkpoint(checkpoints.latest())
-    for name in ("identity", "model", "validation"):
+    for name in ("identity", "model", "parameters", "schedule", "validation"):
         del state["settings"][name]
     del state["history"]["validation"]
     save_checkpoint(checkpoints.latest(), state)
-    message = "was written before checkpoints stated the identity and the model of their run"
+    message = (
+        "by an older version, which did not save identity, model, parameters, schedule of a run: make sure"
+    )
     with pytest.warns(UserWarning, match=message):
         assert run(checkpoints) == uninterrupted
     assert run(checkpoints) == uninterrupted  # what it has written since is of the new format

@@ -92,10 +92,11 @@ def fit(
     checkpoints : Checkpoints, optional
         Where to save, with an identity.  If the folder holds a checkpoint of this same run, training
         goes on from it and ends, on the CPU, with the same bits as if it had never stopped.  What is
-        compared are identity, data, the text of the model (not its first weights), optimiser, schedule,
-        sizes, precision and seed.  With a DataLoader the identity must cover the data, and bits may
-        differ.  SIGTERM and Ctrl-C act after the step in hand (in many processes: at the next save)
-        and a last checkpoint, which a run with a DataLoader cannot write.
+        compared are identity, data, the text of the model (not its first weights), which parameters
+        are trained, optimiser, schedule, sizes, precision and seed.  With a DataLoader the identity
+        must cover the data, and bits may differ.  SIGTERM and Ctrl-C act after the step in hand (in
+        many processes: at the next save) and a last checkpoint, which a run with a DataLoader cannot
+        write.
     seed : int
         Not negative; seeds the order of the data and all noise, so that a run can be repeated.
     progress : bool

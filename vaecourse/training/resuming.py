@@ -39,8 +39,12 @@ class Saver:
                 "another run is told apart: Checkpoints(folder, identity='negative ELBO, beta 1')"
             )
         self.run, self.checkpoints = run, checkpoints
-        stated = {"identity": checkpoints.identity, "model": re.sub(" at 0x[0-9a-f]+", "", repr(run.model))}
-        self.settings = stated | settings | _optimizer_settings(run)
+        self.settings = {
+            "identity": checkpoints.identity,
+            **_texts(run),
+            **settings,
+            **_optimizer_settings(run),
+        }
         self.last: Path | None = None
 
     def is_due(self) -> bool:
@@ -97,10 +101,10 @@ class Saver:
 
     def _compare(self, path: Path, state: dict[str, Any], num_epochs: int) -> None:
         saved, now = state["settings"], self.settings
-        if unsaid := [name for name in ("identity", "model") if name not in saved]:
+        if unsaid := [name for name in ("identity", *_texts(self.run)) if name not in saved]:
             warnings.warn(
-                f"{path} was written before checkpoints stated the {' and the '.join(unsaid)} of their run: "
-                "whether they are those of this run is for you to know",
+                f"{path} was written by an older version, which did not save {', '.join(unsaid)} of a run: "
+                "make sure that they are those of this run",
                 stacklevel=2,
             )
             now = {name: value for name, value in now.items() if name not in unsaid}
@@ -184,6 +188,25 @@ def _difference(name: str, saved: str, now: str) -> str:
     was = ", ".join(line for line in before if line not in after) or "without that"
     is_now = ", ".join(line for line in after if line not in before) or "without that"
     return f"{name} was {was}, is {is_now}"
+
+
+def _texts(run: Run) -> dict[str, str]:
+    """Model, parameters and schedule as texts of many lines, without addresses in memory."""
+    group_of = {id(p): i for i, group in enumerate(run.optimizer.param_groups) for p in group["params"]}
+    parameters = [
+        f"{name}: {str(p.dtype).removeprefix('torch.')}, "
+        + (
+            f"in parameter group {group_of[id(p)]}"
+            if p.requires_grad and id(p) in group_of
+            else "not trained"
+        )
+        for name, p in run.model.named_parameters()
+    ]
+    schedule = {} if run.scheduler is None else run.scheduler.state_dict()
+    passing = {"_is_initial", "_get_lr_called_within_step"}  # not in every version of torch
+    lines = [f"{name}={value!r}" for name, value in schedule.items() if name not in passing]
+    texts = {"model": repr(run.model), "parameters": "\n".join(parameters), "schedule": "\n".join(lines)}
+    return {name: re.sub(" at 0x[0-9a-f]+", "", text) for name, text in texts.items()}
 
 
 def _optimizer_settings(run: Run) -> dict[str, str]:
