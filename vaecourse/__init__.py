@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # `as` says that the name is meant for others
     from vaecourse.models import VAE as VAE
     from vaecourse.models import mlp_vae as mlp_vae
     from vaecourse.objectives import negative_elbo as negative_elbo
+    from vaecourse.training import Checkpoints as Checkpoints
     from vaecourse.training import fit as fit
 
 __version__ = "0.1.0"
@@ -43,16 +44,20 @@ _MODULES = {
     "LaplaceLikelihood": "likelihoods",
     "negative_elbo": "objectives",
     "fit": "training",
+    "Checkpoints": "training",
     "nll_estimate": "evaluation",
     "diagnose_loss": "diagnosis",
     "mnist": "datasets",
     "digits": "datasets",
     "to_unit_interval": "datasets",
 }
+_MORE_MODULES = {"densities", "divergences", "linear_vae", "networks", "plotting"}
 
 
 def __getattr__(name: str) -> object:
-    """Import a name from its module."""
+    """Import a name from its module, or a module."""
+    if name in {*_MODULES.values(), *_MORE_MODULES}:
+        return importlib.import_module(f"vaecourse.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module 'vaecourse' has no attribute {name!r}; it has {', '.join(_MODULES)}")
     return getattr(importlib.import_module(f"vaecourse.{_MODULES[name]}"), name)

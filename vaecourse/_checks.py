@@ -20,10 +20,6 @@ class NotFinite(ValueError):  # noqa: N818  (what it says is not an error everyw
 
 def as_float(name: str, value: Tensor) -> Tensor:
     """Return a float32 or float64 tensor, narrower types widened to float32; refuse anything else."""
-    if not isinstance(value, Tensor):
-        raise ValueError(
-            f"{name} must be a tensor, got {type(value).__name__}: convert it with torch.as_tensor({name})"
-        )
     check_floating(name, value)
     return value if value.dtype in (torch.float32, torch.float64) else value.float()
 
@@ -40,8 +36,12 @@ def as_tensor(name: str, value: Any) -> Tensor:
         ) from error
 
 
-def check_floating(name: str, value: Tensor) -> None:
-    """Refuse whole numbers where a network or a density needs real ones."""
+def check_floating(name: str, value: Any) -> None:
+    """Refuse whole numbers, and what is no tensor, where a network or a density needs real numbers."""
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"{name} must be a tensor, got {type(value).__name__}: convert it with torch.as_tensor({name})"
+        )
     if not value.is_floating_point():
         raise ValueError(
             f"{name} must be floating point, got {value.dtype}: datasets.to_unit_interval(images) scales "
@@ -61,16 +61,20 @@ def check_input(x: Tensor, weight: Tensor) -> None:
     """Refuse what a network with this weight would refuse in torch's words, or misread."""
     check_floating("x", x)
     if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-        raise ValueError(
-            f"x has dtype {x.dtype} and the network {weight.dtype}: convert the data with "
-            f".to({weight.dtype}), or the model with .to({x.dtype})"
-        )
+        way = f"convert the data with .to({weight.dtype}), or the model with .to({x.dtype})"
+        if weight.dtype in (torch.float16, torch.bfloat16):
+            way = "keep weights in float32 and train under autocast, as fit(precision='bf16') does"
+        raise ValueError(f"x has dtype {x.dtype} and the network {weight.dtype}: {way}")
 
 
-def check_weight(name: str, value: float) -> None:
-    """Refuse a weight that is negative, infinite or NaN."""
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} is a weight and must be a number from 0 up, got {value}")
+def check_weight(name: str, value: Any) -> None:
+    """Refuse a weight that is negative, infinite, NaN or no number."""
+    try:
+        is_weight = not isinstance(value, bool) and bool(0 <= value < math.inf)
+    except TypeError:
+        is_weight = False
+    if not is_weight:
+        raise ValueError(f"{name} is a weight and must be a number from 0 up, got {value!r}")
 
 
 def check_shapes(x: Tensor, name: str, params: Tensor) -> None:
@@ -102,7 +106,7 @@ def can_look(value: Tensor) -> bool:
 def positive(name: str, value: Any) -> float:
     """Return a number that is positive; refuse anything else."""
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not 0 < number < math.inf:

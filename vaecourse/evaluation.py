@@ -1,11 +1,10 @@
 """What a trained model is worth: its bound, its likelihood, and how many of its latents it uses."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from vaecourse._checks import as_tensor, check_count, check_finite
@@ -19,7 +18,7 @@ class NllEstimate:
     Attributes
     ----------
     nats : float
-        Mean over the images of ``-importance_weighted_bound``: on average too high, never too low.
+        Mean over the images of ``-importance_weighted_bound``: its expectation is never too low.
     standard_error : float
         Monte Carlo standard error of `nats` for these images (delta method): what another
         seed would change.
@@ -117,9 +116,10 @@ def evaluate_elbo(
     >>> evaluate_elbo(LinearVAE(data_dim=3, latent_dim=2).eval(), torch.zeros(5, 3)).kl.shape
     torch.Size([5])
     """
+    x = _checked(model, x, batch_size)
     terms = [
         elbo_terms(model, batch, num_samples=num_samples, generator=generator)
-        for batch in _batches(model, x, batch_size)
+        for batch in torch.split(x, batch_size)
     ]
     return ElboTerms(nll=torch.cat([t.nll for t in terms]), kl=torch.cat([t.kl for t in terms]))
 
@@ -180,9 +180,10 @@ def nll_estimate(
     """
     check_count("num_samples", num_samples, least=2)
     check_count("chunk_size", chunk_size)
+    x = _checked(model, x, batch_size)
     per_image, variances = [], []
     with tqdm(total=len(x), unit=" images", disable=None if progress else True) as bar:
-        for batch in _batches(model, x, batch_size):
+        for batch in torch.split(x, batch_size):
             log_sum, log_sum_squares = _log_sums(model, batch, num_samples, chunk_size, generator)
             per_image.append(math.log(num_samples) - log_sum)
             # relative variance of a mean of k weights: sum(w**2) / sum(w)**2 - 1 / k
@@ -234,9 +235,10 @@ def active_units(
     >>> active_units(LinearVAE(data_dim=3, latent_dim=2).eval(), torch.zeros(5, 3)).count
     0
     """
+    x = _checked(model, x, batch_size, least=0)
     if len(x) < 2:
         raise ValueError(f"a variance needs at least two examples, got {len(x)}")
-    means = torch.cat([model.encode(batch)[0] for batch in _batches(model, x, batch_size)]).cpu()
+    means = torch.cat([model.encode(batch)[0] for batch in torch.split(x, batch_size)]).cpu()
     check_finite(**{"the posterior mean": means})
     return ActiveUnits(means.double().var(dim=0, correction=0), threshold)
 
@@ -282,16 +284,20 @@ def nats_to_bits_per_dim(nats: float, data_dim: int, *, num_levels: float = 256)
     return nats / (data_dim * math.log(2)) + math.log2(num_levels)
 
 
-def _batches(model: LatentVariableModel, x: Tensor, batch_size: int) -> Iterator[Tensor]:
+def _checked(model: LatentVariableModel, x: Tensor, batch_size: int, least: int = 1) -> Tensor:
+    """Data as a tensor in the model's precision, for a model that is to be judged."""
     x = as_tensor("x", x)
     check_count("batch_size", batch_size)
-    if len(x) == 0:
+    if x.ndim == 0 or len(x) < least:
         raise ValueError(f"x must hold at least one example, got shape {tuple(x.shape)}")
-    if getattr(model, "training", False):
+    if not isinstance(model, nn.Module):
+        return x
+    if model.training:
         raise ValueError(
             "the model is in training mode, where dropout and an optimal scale act: call model.eval() first"
         )
-    return iter(torch.split(x, batch_size))
+    weight = next(model.parameters(), x)
+    return x.to(weight.dtype) if x.is_floating_point() and weight.is_floating_point() else x
 
 
 def _log_sums(

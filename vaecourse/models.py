@@ -88,7 +88,7 @@ class VAE(nn.Module):
     Raises
     ------
     TypeError
-        If `likelihood` is not an object of a `likelihoods.Likelihood`.
+        If a network is not an ``nn.Module``, or `likelihood` not a `likelihoods.Likelihood`.
 
     References
     ----------
@@ -111,6 +111,11 @@ class VAE(nn.Module):
         latent_dim: int | None = None,
     ) -> None:
         super().__init__()
+        for name, network in (("encoder", encoder), ("decoder", decoder)):
+            if not isinstance(network, nn.Module):
+                raise TypeError(f"{name} must be a network, an object of an nn.Module, got {network!r}")
+        if latent_dim is not None:
+            check_count("latent_dim", latent_dim)
         self.encoder = encoder
         self.decoder = decoder
         self.likelihood = _checked_likelihood(likelihood)
@@ -194,16 +199,21 @@ class VAE(nn.Module):
         Raises
         ------
         ValueError
-            If `x` is not floating point.
+            If `x` is not floating point, or lacks a batch dimension.
         TypeError
             If the encoder does not return a pair.
         """
         check_floating("x", x)
+        if x.ndim < 2:
+            raise ValueError(
+                f"x must have shape (batch, *event), got {tuple(x.shape)}: one example is x[None]"
+            )
         output = self.encoder(x)
-        if isinstance(output, Tensor):  # unpacking would take two examples for loc and log_scale
+        # unpacking one tensor would take two examples for loc and log_scale
+        if not isinstance(output, tuple | list) or len(output) != 2:
             raise TypeError(
-                f"the encoder must return loc and log_scale, got one tensor of shape {tuple(output.shape)}: "
-                "networks.Encoder(network) splits its last dimension into the two"
+                f"the encoder must return loc and log_scale, got {type(output).__name__}: "
+                "networks.Encoder(network) splits the network's last dimension into the two"
             )
         loc, log_scale = output
         return loc, log_scale
@@ -272,7 +282,9 @@ def mlp_vae(
     Raises
     ------
     TypeError
-        If `likelihood` is a word or a class, not an object.
+        If `likelihood` is a word or a class, not an object, or `activation` not a class.
+    ValueError
+        If a dimension is not a positive whole number.
 
     Examples
     --------
@@ -280,6 +292,10 @@ def mlp_vae(
     652824
     """
     likelihood = BernoulliLikelihood() if likelihood is None else _checked_likelihood(likelihood)
+    if isinstance(hidden_dims, int):
+        raise ValueError(
+            f"hidden_dims must be a sequence, ({hidden_dims},) for one hidden layer, got a number"
+        )
     encoder = Encoder(mlp([data_dim, *hidden_dims, 2 * latent_dim], activation=activation))
     output_dim = data_dim * likelihood.num_params
     decoder = Decoder(mlp([latent_dim, *reversed(hidden_dims), output_dim], activation=activation))

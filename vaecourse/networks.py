@@ -7,7 +7,7 @@ from typing import cast
 import torch  # noqa: F401  (for the examples)
 from torch import Tensor, nn
 
-from vaecourse._checks import check_input
+from vaecourse._checks import check_count, check_input
 
 
 def mlp(dims: Sequence[int], *, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
@@ -28,13 +28,19 @@ def mlp(dims: Sequence[int], *, activation: type[nn.Module] = nn.ReLU) -> nn.Seq
     Raises
     ------
     ValueError
-        If fewer than two dimensions are given or one is not positive.
+        If fewer than two dimensions are given or one is not a positive whole number.
+    TypeError
+        If `activation` is not a class.
 
     Examples
     --------
     >>> [type(layer).__name__ for layer in mlp([784, 400, 20])]
     ['Linear', 'ReLU', 'Linear']
     """
+    for dim in dims:
+        check_count("each of dims", dim, least=-1)  # so that what is no whole number is said to be that
+    if not (isinstance(activation, type) and issubclass(activation, nn.Module)):
+        raise TypeError(f"activation must be a class such as nn.ReLU, got {activation!r}")
     if len(dims) < 2 or min(dims) < 1:
         raise ValueError(f"dims must hold input and output dimension, all positive, got {list(dims)}")
     layers: list[nn.Module] = []
@@ -51,8 +57,8 @@ class _Perceptron(nn.Sequential):
         check_input(input, first.weight)
         if input.shape[-1:] != (first.in_features,):
             raise ValueError(
-                f"x has shape {tuple(input.shape)} and the network takes (..., {first.in_features}): flatten "
-                "each example to one row, as x.flatten(1) and datasets.to_unit_interval do"
+                f"the input has shape {tuple(input.shape)} and the network takes (..., {first.in_features}): "
+                "flatten images to one row each, as x.flatten(1) and datasets.to_unit_interval do"
             )
         output: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
         return output
@@ -78,8 +84,19 @@ class Encoder(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Location and log standard deviation of q(z|x), each (batch, latent_dim)."""
-        loc, log_scale = self.network(x).chunk(2, dim=-1)  # (batch, 2 K) -> (batch, K), (batch, K)
+        """Location and log standard deviation of q(z|x), each (batch, latent_dim).
+
+        Raises
+        ------
+        ValueError
+            If the network puts out an odd number.
+        """
+        output = self.network(x)
+        if output.shape[-1] % 2:
+            raise ValueError(
+                f"the network must emit loc and log_scale, 2 * latent_dim numbers, got {output.shape[-1]}"
+            )
+        loc, log_scale = output.chunk(2, dim=-1)  # (batch, 2 K) -> (batch, K), (batch, K)
         return loc, log_scale
 
 

@@ -67,10 +67,10 @@ def plot_regression(
     >>> len(ax.lines)
     1
     """
-    grid, loc = np.ravel(grid), np.ravel(loc)
+    grid, loc = np.ravel(_as_array(grid)), np.ravel(_as_array(loc))
     (line,) = ax.plot(grid, loc, label=label)
     if scale is not None:
-        width = 2 * np.ravel(scale)
+        width = 2 * np.ravel(_as_array(scale))
         ax.fill_between(grid, loc - width, loc + width, color=line.get_color(), alpha=0.2, linewidth=0)
     ax.scatter(np.ravel(x), np.ravel(y), s=16, color="black", alpha=0.7, zorder=3, linewidth=0)
     return ax
@@ -106,7 +106,7 @@ def plot_curves(
     """
     x = np.ravel(x)
     for (label, values), style in zip(curves.items(), _line_styles(len(curves)), strict=True):
-        heights = np.ravel(values)
+        heights = np.ravel(_as_array(values))
         (line,) = ax.plot(x, heights, style, label=label)
         if mark_minimum:
             lowest = int(np.argmin(heights))
@@ -142,7 +142,7 @@ def plot_trajectories(paths: Mapping[str, ArrayLike], *, target: ArrayLike, ax: 
     """
     widths = np.linspace(6.0, 1.5, len(paths)) if len(paths) > 1 else [2.0]
     for (label, path), width in zip(paths.items(), widths, strict=True):
-        points = np.asarray(path)
+        points = _as_array(path)
         ax.plot(points[:, 0], points[:, 1], ".-", linewidth=width, markersize=width + 4, label=label)
     ax.plot(*np.ravel(target), "*", color="black", markersize=12)
     ax.legend()
@@ -228,7 +228,7 @@ def plot_latent_plane(codes: ArrayLike, labels: ArrayLike, *, ax: Axes) -> Axes:
     >>> len(ax.collections)  # one for each label that occurs
     2
     """
-    points, digits = np.asarray(codes), np.ravel(labels)
+    points, digits = _as_array(codes), np.ravel(_as_array(labels))
     for digit in np.unique(digits):
         chosen = points[digits == digit]
         marker, color = f"${digit}$", matplotlib.colormaps["tab10"](int(digit))
@@ -239,8 +239,12 @@ def plot_latent_plane(codes: ArrayLike, labels: ArrayLike, *, ax: Axes) -> Axes:
 
 def _with_channels(images: ArrayLike) -> np.ndarray:
     """Images as an array of shape (N, height, width, channels)."""
-    tensor_or_array: Any = images
-    pixels = np.asarray(tensor_or_array.detach().cpu() if hasattr(images, "detach") else images)
+    pixels = _as_array(images)
+    if np.issubdtype(pixels.dtype, np.integer) and pixels.size and pixels.max() > 1:
+        raise ValueError(
+            f"images must have grey levels from 0 to 1, got whole numbers up to {pixels.max()}: "
+            "datasets.to_unit_interval scales them"
+        )
     shape = pixels.shape
     if pixels.ndim == 2:
         side = math.isqrt(pixels.shape[1])
@@ -256,6 +260,11 @@ def _with_channels(images: ArrayLike) -> np.ndarray:
             f"these, got an array of shape {shape}"
         )
     return pixels
+
+
+def _as_array(values: Any) -> np.ndarray:
+    """An array of what may be a tensor, on any device and with a gradient."""
+    return np.asarray(values.numpy(force=True) if hasattr(values, "detach") else values)
 
 
 def _line_styles(count: int) -> list[str]:

@@ -1,14 +1,11 @@
 """What grading costs: one submission against its bare cells, and a whole class."""
 
-import json
 import os
-from dataclasses import asdict
 
 from tests.benchmarks.measuring import Settings, alternate, timed
 from tests.benchmarks.report import Goal, Outcome, Row
 from tests.book.notebook_rules import ROOT
 from vaecourse.coursework.box.sandbox import SandboxError, run, self_test
-from vaecourse.coursework.box.watching import Limits
 from vaecourse.coursework.classes import grade_all
 from vaecourse.coursework.grading import grade_submission, student_code
 from vaecourse.coursework.intake import read_submission
@@ -27,8 +24,7 @@ def grading(settings: Settings) -> Outcome:
         return Outcome([Row(BOXED, not_run=str(error))])
     source = ROOT / "book/coursework"
     submission = read_submission(source, "source", "ps1")  # the folder has the form of a student's
-    job = {"cells": [("setup", SETUP), *student_code(submission.cells)], "limits": asdict(Limits())}
-    bare = (json.dumps(job) + "\n").encode()
+    bare = [("setup", SETUP), *student_code(submission.cells)]
     contenders = {
         BARE: lambda: run(bare, trusted=True).seconds,
         TRUSTED: lambda: grade_submission(submission, trusted=True).seconds,

@@ -174,7 +174,11 @@ print(sorted({'torch', 'matplotlib', 'numpy'} & set(sys.modules)))"""
     ("options", "message"),
     [
         ("--epochs 0", 'Invalid value "0" for --epochs. Must be >= 1.'),
-        ("--epochs many", 'Invalid value for --epochs: unable to convert "many" into int.'),
+        ("--epochs many", 'Invalid value for --epochs: "many" is not a whole number.'),
+        ("--epochs 1.5", 'Invalid value for --epochs: "1.5" is not a whole number.'),
+        ("--hidden-dims 8 8.6", '"8.6" is not a whole number.'),
+        ("--keep 2.5", '"2.5" is not a whole number.'),
+        ("--checkpoint-every 1e3", '"1e3" is not a whole number.'),
         ("--epoch 3", "Unknown option: --epoch. Did you mean --epochs?"),
         ("--likelihood normal", 'Invalid value "normal" for --likelihood. Choose from: "bernoulli"'),
         ("--beta -1", 'Invalid value "-1.0" for --beta. Must be >= 0.'),
@@ -182,7 +186,7 @@ print(sorted({'torch', 'matplotlib', 'numpy'} & set(sys.modules)))"""
         ("--scale 2", "a bernoulli likelihood has no scale, got 2.0"),
         ("--device quantum", "torch knows no device 'quantum'; available here"),
         ("--keep 1", "keep must be at least 2"),
-        ("--checkpoint-every 0", "every counts optimiser steps and must be at least 1, got 0"),
+        ("--checkpoint-every 0", "every must be at least 1, got 0"),
         ("--max-restarts -1", "max_restarts must not be negative, got -1"),
     ],
 )

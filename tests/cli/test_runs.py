@@ -31,6 +31,7 @@ from vaecourse.training import (
     TrainingDiverged,
     compiler_problem,
     load_checkpoint,
+    save_checkpoint,
 )
 from vaecourse.training.processes import launched_processes
 
@@ -444,7 +445,7 @@ def test_folder_whose_configuration_is_gone_is_refused(tmp_path):
     """Else another likelihood would find the old history there, or go on with it."""
     run(tmp_path)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"holds checkpoints but no config\.json.*restore config\.json"):
+    with pytest.raises(ValueError, match=r"holds checkpoints but no config\.json: restore it"):
         run(tmp_path, likelihood="gaussian")
 
 
@@ -454,6 +455,42 @@ def test_configuration_that_was_edited_does_not_fit_the_checkpoints(tmp_path):
     (tmp_path / "config.json").write_text(edited.to_json(), "utf-8")
     with pytest.raises(CheckpointError, match=r'identity was "beta": 1\.0, is "beta": 4\.0'):
         train(edited, tmp_path, device="cpu", progress=False)
+
+
+@pytest.mark.parametrize("changes", [{"scale": 1.0}, {"likelihood": "laplace"}, {"beta": 4.0}, {"seed": 1}])
+def test_finished_run_whose_configuration_was_edited_is_neither_finished_nor_judged(tmp_path, changes):
+    config = small(likelihood="gaussian", scale=0.3)
+    train(config, tmp_path, device="cpu", progress=False)
+    edited = dataclasses.replace(config, **changes)
+    (tmp_path / "config.json").write_text(edited.to_json(), "utf-8")
+    message = rf"is not of the run that config\.json describes \(setting was \"{next(iter(changes))}\""
+    for judge in (lambda: is_finished(edited, tmp_path), lambda: evaluate(tmp_path, device="cpu")):
+        with pytest.raises(CheckpointError, match=message):
+            judge()
+
+
+def test_checkpoint_under_another_name_does_not_finish_a_run(tmp_path):
+    train(small(), tmp_path, device="cpu", progress=False)
+    first, last = Checkpoints(tmp_path / "checkpoints").paths()
+    first.replace(last)
+    assert not is_finished(small(), tmp_path)
+    result = evaluate(tmp_path, num_samples=2, device="cpu")
+    assert (result["epochs"], result["is_finished"]) == (1, False)
+
+
+def test_damaged_last_checkpoint_is_not_the_end_of_a_finished_run(tmp_path):
+    run(tmp_path)
+    newest = Checkpoints(tmp_path / "checkpoints").latest()
+    newest.write_bytes(newest.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"is damaged.*delete it"):
+        is_finished(small(), tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", '{"loss": 3}', "null"])
+def test_history_of_another_kind_is_written_again(tmp_path, content):
+    history = run(tmp_path)
+    (tmp_path / "history.json").write_text(content, "utf-8")
+    assert run(tmp_path)["loss"] == history["loss"]
 
 
 def test_run_is_finished_only_with_its_last_checkpoint(tmp_path):
@@ -665,7 +702,10 @@ def test_unusable_config_file_is_named(tmp_path, text):
 
 @pytest.mark.parametrize("changes", [{"latent_dim": 3}, {"likelihood": "gaussian", "scale": "learned"}])
 def test_checkpoint_with_other_parameters_is_refused(tmp_path, changes):
+    """Weights alone say nothing of their run, but these do not fit."""
     run(tmp_path, num_epochs=1)
+    weights = load_checkpoint(newest := Checkpoints(tmp_path / "checkpoints").latest())["model"]
+    save_checkpoint(newest, {"model": weights})
     config = dataclasses.replace(small(num_epochs=1), **changes)
     (tmp_path / "config.json").write_text(config.to_json(), "utf-8")
     with pytest.raises(CheckpointError, match=r"ckpt does not fit .*config\.json"):

@@ -23,7 +23,7 @@ from vaecourse.linear_vae import LinearVAE
 from vaecourse.models import VAE, GaussianRegressor, mlp_vae
 from vaecourse.networks import Decoder, Encoder, mlp
 from vaecourse.objectives import elbo_terms, negative_elbo
-from vaecourse.plotting import plot_images
+from vaecourse.plotting import plot_curves, plot_images, plot_latent_plane, plot_regression
 from vaecourse.training import Checkpoints, History, fit, load_checkpoint, save_checkpoint
 
 IMAGES = data(8, 6).float()
@@ -321,7 +321,7 @@ MISTAKES = {
     "encoder without a pair": (
         lambda: VAE(mlp([6, 4]), Decoder(mlp([2, 6])), BernoulliLikelihood())(IMAGES[:2]),
         TYPE,
-        r"must return loc and log_scale, got one tensor of shape \(2, 4\): networks.Encoder",
+        r"must return loc and log_scale, got Tensor: networks.Encoder",
     ),
     "sample without latent_dim": (
         lambda: VAE(Encoder(mlp([6, 4])), Decoder(mlp([2, 6])), BernoulliLikelihood()).sample(2),
@@ -343,14 +343,61 @@ MISTAKES = {
     "images not flattened": (
         lambda: negative_elbo(small(), data(8, 2, 3).float()),
         VALUE,
-        r"x has shape \(8, 2, 3\) and the network takes \(\.\.\., 6\): flatten each.*x.flatten\(1\)",
+        r"input has shape \(8, 2, 3\) and the network takes \(\.\.\., 6\): flatten images.*x.flatten\(1\)",
     ),
     "images with a channel": (
         lambda: small()(data(8, 1, 2, 3).float()),
         VALUE,
         r"shape \(8, 1, 2, 3\).*flatten",
     ),
-    "one flat image too long": (lambda: small()(torch.zeros(7)), VALUE, r"shape \(7,\)"),
+    "flat images too long": (lambda: small()(torch.zeros(2, 7)), VALUE, r"shape \(2, 7\)"),
+    "one image without a batch": (
+        lambda: negative_elbo(small(), IMAGES[0]),
+        VALUE,
+        r"one example is x\[None\]",
+    ),
+    "pixels as examples": (
+        lambda: train(DataLoader(IMAGES, batch_size=None)),
+        VALUE,
+        r"must have shape \(batch, \*event\), got \(6,\)",
+    ),
+    "an array into a loss": (lambda: negative_elbo(small(), IMAGES.numpy()), VALUE, r"torch.as_tensor\(x\)"),
+    "classes for networks": (
+        lambda: VAE(Encoder, Decoder, BernoulliLikelihood()),
+        TYPE,
+        "encoder must be a netw",
+    ),
+    "no decoder": (
+        lambda: VAE(mlp([6, 4]), None, BernoulliLikelihood()),
+        TYPE,
+        "decoder must be .* got None",
+    ),
+    "latent_dim as text": (
+        lambda: VAE(mlp([6, 4]), mlp([2, 6]), BernoulliLikelihood(), latent_dim="2"),
+        VALUE,
+        "latent_dim must be a whole number, got '2'",
+    ),
+    "an encoder with one number": (
+        lambda: VAE(mlp([6, 4]), mlp([2, 6]), BernoulliLikelihood()).posterior(IMAGES),
+        TYPE,
+        "must return loc and log_scale, got Tensor",
+    ),
+    "an odd number of posterior numbers": (
+        lambda: Encoder(mlp([6, 5]))(IMAGES),
+        VALUE,
+        r"2 \* latent_dim numbers, got 5",
+    ),
+    "dimension as text": (lambda: mlp_vae("6", 2), VALUE, "each of dims must be a whole number, got '6'"),
+    "dimension as a float": (lambda: mlp_vae(6.0, 2), VALUE, "whole number, got 6.0"),
+    "shape as dimension": (lambda: mlp_vae((1, 28, 28), 2), VALUE, r"whole number, got \(1, 28, 28\)"),
+    "hidden_dims as a number": (lambda: mlp_vae(6, 2, hidden_dims=5), VALUE, r"a sequence, \(5,\) for one"),
+    "activation as a word": (lambda: mlp_vae(6, 2, activation="relu"), TYPE, "such as nn.ReLU, got 'relu'"),
+    "activation as an object": (lambda: mlp_vae(6, 2, activation=nn.ReLU()), TYPE, r"got ReLU\(\)"),
+    "a model in 16 bits": (
+        lambda: negative_elbo(small().bfloat16(), IMAGES.bfloat16()),
+        VALUE,
+        r"keep weights in float32 .* fit\(precision='bf16'\)",
+    ),
     "float64 into float32": (
         lambda: negative_elbo(small(), IMAGES.double()),
         VALUE,
@@ -517,7 +564,11 @@ MISTAKES = {
         VALUE,
         "micro_batch_size must be a whole number",
     ),
-    "a Dataset": (lambda: train(OnlyLength()), VALUE, r"DataLoader\(data, batch_size=128, shuffle=True\)"),
+    "a Dataset": (
+        lambda: train(OnlyLength()),
+        VALUE,
+        r"data is a OnlyLength: pass DataLoader\(data, batch_size=128\)",
+    ),
     "a dictionary": (lambda: train({"x": IMAGES}), VALUE, "data is a dictionary with x: make it a tuple"),
     "batches that are dictionaries": (
         lambda: train(DataLoader([{"x": x} for x in IMAGES])),
@@ -573,6 +624,104 @@ MISTAKES = {
         VALUE,
         "a run with a DataLoader resumes at the end of an epoch only: leave `every` out",
     ),
+    "model and loss exchanged": (
+        lambda: fit(negative_elbo, small(), IMAGES, num_epochs=1, batch_size=4),
+        TYPE,
+        r"fit\(model, loss_fn, data\): model must be an object",
+    ),
+    "a class for the model": (
+        lambda: train(model=VAE),
+        TYPE,
+        "model must be an object of an nn.Module, got <cla",
+    ),
+    "a word for the loss": (lambda: train(loss_fn="elbo"), TYPE, "loss_fn must be a function, got 'elbo'"),
+    "a callback that is none": (lambda: train(callback=[print]), TYPE, "callback must be a function"),
+    "a class for the optimiser": (
+        lambda: train(optimizer=torch.optim.Adam),
+        TYPE,
+        "optimizer must be an object",
+    ),
+    "a word for the optimiser": (
+        lambda: train(optimizer="adam"),
+        TYPE,
+        r"Adam\(model.parameters\(\)\), got 'adam'",
+    ),
+    "a class for the schedule": (
+        lambda: train(scheduler=torch.optim.lr_scheduler.StepLR),
+        TYPE,
+        "scheduler must be an object",
+    ),
+    "an optimiser with a closure": (
+        lambda: train(model=(m := small()), optimizer=torch.optim.LBFGS(m.parameters())),
+        TYPE,
+        "fit cannot use them",
+    ),
+    "a folder for checkpoints": (
+        lambda: train(checkpoints="runs/a"),
+        TYPE,
+        r"must be Checkpoints\(folder, ident",
+    ),
+    "checkpoints nowhere": (
+        lambda: Checkpoints(None, identity="a"),
+        VALUE,
+        "folder must be a path, got None",
+    ),
+    "every as text": (lambda: Checkpoints("a", every="1"), VALUE, "every must be a whole number, got '1'"),
+    "keep a half": (lambda: Checkpoints("a", keep=2.5), VALUE, "keep must be a whole number, got 2.5"),
+    "no device at all": (lambda: train(device=None), VALUE, "torch knows no device None"),
+    "a seed of 65 bits": (lambda: train(seed=2**64), VALUE, r"seed must be below 2\*\*63"),
+    "true as learning rate": (
+        lambda: train(learning_rate=True),
+        VALUE,
+        "learning_rate must be a positive number",
+    ),
+    "a loss of nothing trained": (
+        lambda: train(model=small().requires_grad_(False)),
+        VALUE,
+        "does not depend on any weight that can be trained",
+    ),
+    "a loader for validation": (
+        lambda: train(validation=DataLoader(IMAGES)),
+        VALUE,
+        "validation is a DataLoader: pass its examples stacked into tensors",
+    ),
+    "a Dataset for validation": (
+        lambda: train(validation=OnlyLength()),
+        VALUE,
+        "its examples stacked into tensors",
+    ),
+    "a list of images": (
+        lambda: train(list(data(9, 6).float())),
+        VALUE,
+        "data is a list of 9 tensors: torch.stack makes one",
+    ),
+    "beta none": (lambda: negative_elbo(small(), IMAGES, beta=None), VALUE, "beta is a weight.*got None"),
+    "beta as text": (lambda: negative_elbo(small(), IMAGES, beta="1"), VALUE, "beta is a weight.*got '1'"),
+    "a floor that is no number": (
+        lambda: GaussianLikelihood("per_pixel", min_log_scale=torch.nan),
+        VALUE,
+        "min_log_scale must be a finite number, got nan",
+    ),
+    "a decoder that was not doubled": (
+        lambda: negative_elbo(VAE(small().encoder, small().decoder, GaussianLikelihood("per_pixel")), IMAGES),
+        VALUE,
+        r"hold loc and log_scale of shape \(8, 3\), which must have the shape of x.*x has \(8, 6\); emit 2 D",
+    ),
+    "samples of images without channels": (
+        lambda: GaussianLikelihood("per_pixel").nll(data(4, 6, 6), data(2, 4, 6, 12)),
+        VALUE,
+        "2 C channels for images",
+    ),
+    "estimate of none": (
+        lambda: evaluation.nll_estimate(small().eval(), None),
+        VALUE,
+        "numbers, got NoneType",
+    ),
+    "bytes as pictures": (
+        lambda: plot_images(LEVELS, columns=2, ax=Figure().subplots()),
+        VALUE,
+        "whole numbers up to 2.*to_unit_interval",
+    ),
     "a plot of nothing": (lambda: History().plot(), VALUE, "no epoch has been completed"),
     "a checkpoint of a model": (
         lambda: save_checkpoint("unused", {"model": small()}),
@@ -620,6 +769,55 @@ def test_optimiser_of_another_model_leaves_the_model_alone():
     with pytest.raises(ValueError, match=r"make it after the model, from model\.parameters"):
         train(model=model, optimizer=torch.optim.Adam([*model.parameters(), nn.Parameter(torch.ones(3))]))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_gaussian_likelihood_cannot_be_subclassed():
+    with pytest.raises(TypeError, match="a class for each way to set its scale: subclass Likelihood"):
+
+        class Mine(GaussianLikelihood):
+            pass
+
+
+def test_loaded_scale_replaces_that_of_the_last_batch():
+    first, second = GaussianLikelihood("optimal"), GaussianLikelihood("optimal")
+    first.nll(IMAGES, IMAGES + 2)
+    second.nll(IMAGES, IMAGES + 0.5)
+    second.load_state_dict(first.state_dict())
+    assert second.scale.item() == pytest.approx(2)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_gaussian_modes_compute_in_float32_whatever_the_network_puts_out(way):
+    likelihood = GaussianLikelihood(way)
+    params = data(5, 4 * likelihood.num_params).bfloat16()
+    nll = likelihood.nll(x := data(5, 4).float(), params)
+    distribution = likelihood.distribution(params)
+    torch.testing.assert_close(nll, -distribution.log_prob(x).sum(1), rtol=1e-5, atol=1e-5)
+    assert {nll.dtype, likelihood.mean(params).dtype, likelihood.sample(params).dtype} == {torch.float32}
+
+
+def test_callback_cannot_spoil_the_history():
+    assert len(train(num_epochs=2, callback=lambda history: history.loss.clear()).loss) == 2
+
+
+def test_evaluation_brings_data_to_the_precision_of_the_model():
+    model = small().eval()
+    double = evaluation.nll_estimate(model, IMAGES.double().numpy(), num_samples=5, generator=generator())
+    assert double.nats == evaluation.nll_estimate(model, IMAGES, num_samples=5, generator=generator()).nats
+
+
+def test_plots_take_tensors_with_gradients():
+    values = torch.tensor([1.0, 2.0], requires_grad=True)
+    plot_curves([0, 1], {"curve": values}, ax=(ax := Figure().subplots()))
+    plot_regression([0, 1], [0, 1], grid=[0, 1], loc=values, scale=values, ax=ax)
+    plot_latent_plane(torch.zeros(2, 2, requires_grad=True), torch.tensor([1, 2]), ax=ax)
+    assert all(line.get_ydata().tolist() == [1, 2] for line in ax.lines)
+
+
+def test_modules_can_be_had_from_the_package():
+    text = "import vaecourse; print(vaecourse.training.fit, vaecourse.densities.gaussian_nll)"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("<function fit")
 
 
 def test_optimiser_of_part_of_the_model_is_accepted():

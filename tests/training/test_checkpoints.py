@@ -276,8 +276,8 @@ def test_checkpoints_says_that_its_folder_cannot_be_made(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"every": 0}, "every counts optimiser steps and must be at least 1, got 0"),
-        ({"keep": 1}, "keep must be at least 2, .* got 1"),
+        ({"every": 0}, "every must be at least 1, got 0"),
+        ({"keep": 1}, "keep must be at least 2, got 1"),
     ],
 )
 def test_checkpoints_rejects_numbers_without_sense(arguments, message):

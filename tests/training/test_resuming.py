@@ -250,12 +250,15 @@ def decoder_only(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cosine": CosineAnnealingLR, "num_steps": 60}, r"\(schedule was T_max=50, is T_max=60\)"),
+        ({"cosine": CosineAnnealingLR, "num_steps": 60}, r"\(schedule was 'T_max': 50, is 'T_max': 60\)"),
         (
             {"frozen": True},
-            r"encoder.network.0.weight: float32, in parameter group 0.*is .*float32, not trained",
+            r"encoder.network.0.weight: float32 \(3, 4\), number 0 of .* is .*\(3, 4\), not trained",
         ),
-        ({"part": "decoder"}, r"is encoder.network.0.weight: float32, not trained, .*encoder.network.2.bias"),
+        (
+            {"part": "decoder"},
+            r"is encoder.network.0.weight: float32 \(3, 4\), not trained, .*encoder.network.2.bias",
+        ),
     ],
     ids=["other-schedule", "frozen", "optimiser-of-a-part"],
 )
@@ -271,6 +274,80 @@ def test_run_that_trains_otherwise_is_refused(change, message, tmp_path):
     with pytest.raises(CheckpointError, match=message):
         once(**change)
     once()
+
+
+class OwnSGD(SGD):
+    """Another rule under another name."""
+
+
+def sgd_in_order(model: nn.Module, step: int = 1, kind=SGD, lr=0.01) -> SGD:
+    return kind(list(model.parameters())[::step], lr=lr)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"step": -1}, r"parameters was .*weight: float32 \(4, 4\), number 0 of .* is .*number 3 of "),
+        ({"kind": OwnSGD}, r"optimizer was SGD, is \S*test_resuming.OwnSGD"),
+        ({"lr": torch.tensor(0.01004)}, r"lr of parameter group 0 was 0\.00999\d*, is 0\.01004\d*"),
+    ],
+    ids=["other-order", "other-class", "lr-as-a-tensor"],
+)
+def test_optimiser_that_would_go_on_otherwise_is_refused(change, message, tmp_path):
+    def once(**how) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        options = {"num_epochs": 1, "batch_size": 4, "optimizer": sgd_in_order(model, **how)}
+        loss_fn = lambda model, x: (model(x) - x).square().mean()  # noqa: E731
+        fit(model, loss_fn, data(), checkpoints=saved_in(tmp_path), **options)
+
+    once(lr=torch.tensor(0.01))
+    with pytest.raises(CheckpointError, match=message):
+        once(**{"lr": torch.tensor(0.01), **change})
+    once(lr=torch.tensor(0.01))
+
+
+def test_refused_checkpoint_leaves_the_model_alone(tmp_path):
+    class Shifted(nn.Module):
+        """Its text does not tell the size of its parameter."""
+
+        def __init__(self, size: int) -> None:
+            super().__init__()
+            self.layer, self.shift = nn.Linear(4, 4), nn.Parameter(torch.zeros(size))
+
+    def once(model: nn.Module) -> None:
+        loss_fn = lambda model, x: model.layer(x).square().mean() + model.shift.square().sum()  # noqa: E731
+        fit(model, loss_fn, data(), num_epochs=1, batch_size=4, checkpoints=saved_in(tmp_path))
+
+    once(Shifted(6))
+    model = Shifted(7)
+    before = fingerprint(model)
+    with pytest.raises(CheckpointError, match=r"shift: float32 \(6,\), number 0 .* is shift: float32 \(7,\)"):
+        once(model)
+    assert fingerprint(model) == before
+
+
+def test_schedule_that_has_taken_steps_is_answered_with_the_way_out(tmp_path):
+    """As when a notebook's cell is run again, and the one that makes the schedule is not."""
+    model = small_vae()
+    schedule = CosineAnnealingLR(AdamW(model.parameters(), lr=0.01), 50)
+    options = {"num_epochs": 1, "batch_size": 4, "scheduler": schedule, "checkpoints": saved_in(tmp_path)}
+    fit(model, negative_elbo, data(), **options)
+    with pytest.raises(
+        CheckpointError, match="make optimiser and schedule anew, these have taken steps, or choose"
+    ):
+        fit(model, negative_elbo, data(), **options)
+
+
+def test_layers_in_another_order_are_another_model(tmp_path):
+    def once(*layers: nn.Module) -> None:
+        model = nn.Sequential(*(nn.Sequential(*part) for part in layers))
+        loss_fn = lambda model, x: model(x).square().mean()  # noqa: E731
+        fit(model, loss_fn, data(), num_epochs=1, batch_size=4, checkpoints=saved_in(tmp_path))
+
+    once([nn.Linear(4, 4)], [nn.Linear(4, 4), nn.ReLU()])
+    with pytest.raises(CheckpointError, match="model has the same lines in another order"):
+        once([nn.Linear(4, 4), nn.ReLU()], [nn.Linear(4, 4)])
 
 
 def test_long_identity_is_answered_with_the_lines_that_differ(tmp_path):

@@ -19,7 +19,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from vaecourse import __version__
 from vaecourse.cli import teaching
-from vaecourse.cli.configuration import Data, RunConfig
+from vaecourse.cli.configuration import WHOLE, Data, Natural, RunConfig, Whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,9 +140,9 @@ def train(
     config: Annotated[RunConfig, Parameter(name="*")] = RunConfig(),  # noqa: B008  (it is frozen)
     device: Annotated[str, MACHINE] = "auto",
     compile: Annotated[bool, MACHINE] = False,
-    checkpoint_every: Annotated[int | None, MACHINE] = None,
-    keep: Annotated[int, MACHINE] = 3,
-    max_restarts: Annotated[int, MACHINE] = 0,
+    checkpoint_every: Annotated[int | None, WHOLE, MACHINE] = None,
+    keep: Annotated[int, WHOLE, MACHINE] = 3,
+    max_restarts: Annotated[int, WHOLE, MACHINE] = 0,
     words: Annotated[Sequence[str], Parameter(parse=False)],
 ) -> int:
     """Train a variational autoencoder in a folder, or go on with it.
@@ -219,10 +219,10 @@ def evaluate(
     folder: Path,
     /,
     *,
-    num_samples: int = 500,
-    num_images: int = 1000,
+    num_samples: Whole = 500,
+    num_images: Whole = 1000,
     device: str = "auto",
-    seed: int = 0,
+    seed: Natural = 0,
 ) -> None:
     """Judge the newest checkpoint of a run on test images.
 
@@ -267,9 +267,9 @@ def diagnose(
     loss: Annotated[str, Parameter(metavar="FILE.py:FUNCTION")],
     /,
     *,
-    data_dim: int,
-    latent_dim: int,
-    batch_size: int = 8,
+    data_dim: Whole,
+    latent_dim: Whole,
+    batch_size: Whole = 8,
     data: Data | None = None,
 ) -> None:
     """Say which likelihood, scale and beta a loss assumes. This EXECUTES the file given.

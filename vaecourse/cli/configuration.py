@@ -8,11 +8,13 @@ import dataclasses
 import itertools
 import json
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token
 from cyclopts.validators import Number
 
 MODEL = Parameter(group=Group("The model", sort_key=1))
@@ -20,15 +22,27 @@ TRAINING = Parameter(group=Group("The training", sort_key=2))
 NAMED_EPOCHS, NAMED_PROCESSES = Parameter(name="--epochs"), Parameter(name="--processes")
 SEVERAL = Parameter(consume_multiple=True, show_default=lambda values: " ".join(map(str, values)))
 
-Count = Annotated[int, Parameter(validator=Number(gte=1))]
-MaybeCount = Annotated[int | None, Parameter(validator=Number(gte=1))]
-Natural = Annotated[int, Parameter(validator=Number(gte=0))]
+
+def _whole(kind: Any, tokens: Sequence[Token]) -> int | tuple[int, ...]:
+    """Read whole numbers; cyclopts would round others."""
+    for token in tokens:
+        if not re.fullmatch(r"[+-]?\d+", token.value):
+            raise ValueError(f'"{token.value}" is not a whole number.')
+    values = tuple(int(token.value) for token in tokens)
+    return values if get_origin(kind) is tuple else values[0]
+
+
+WHOLE = Parameter(converter=_whole)
+Whole = Annotated[int, WHOLE]
+Count = Annotated[int, WHOLE, Parameter(validator=Number(gte=1))]
+MaybeCount = Annotated[int | None, WHOLE, Parameter(validator=Number(gte=1))]
+Natural = Annotated[int, WHOLE, Parameter(validator=Number(gte=0))]
 Positive = Annotated[float, Parameter(validator=Number(gt=0))]
 Weight = Annotated[float, Parameter(validator=Number(gte=0))]
 Data = Literal["mnist", "digits"]
 LikelihoodName = Literal["bernoulli", "continuous-bernoulli", "gaussian", "laplace"]
 Scale = float | Literal["learned", "optimal", "per_pixel"]
-Dims = Annotated[tuple[int, ...], Parameter(validator=Number(gte=1))]
+Dims = Annotated[tuple[int, ...], WHOLE, Parameter(validator=Number(gte=1))]
 
 
 @dataclass(frozen=True)

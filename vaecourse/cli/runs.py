@@ -43,6 +43,7 @@ from vaecourse.training import (
     load_checkpoint,
 )
 from vaecourse.training.processes import process_group
+from vaecourse.training.resuming import difference
 
 UNIT = "nats per image"
 VERSIONS = {"vaecourse": __version__, "torch": torch.__version__, "python": platform.python_version()}
@@ -65,7 +66,8 @@ def is_finished(config: RunConfig, folder: Path) -> bool:
     different = [
         f"{name} was {saved[name]}, is {wanted[name]}" for name in saved if saved[name] != wanted[name]
     ]
-    if different and checkpoints.latest() is None and not (folder / "history.json").exists():
+    results = [folder / name for name in ("history.json", "evaluation.json")]
+    if different and checkpoints.latest() is None and not any(path.exists() for path in results):
         return False
     saved["num_epochs"] = max(saved["num_epochs"], wanted["num_epochs"])
     if different and not (saved == wanted and config.schedule == "constant"):
@@ -73,11 +75,13 @@ def is_finished(config: RunConfig, folder: Path) -> bool:
             f"{folder} holds a run with another configuration ({'; '.join(different)}): repeat its options, "
             "or choose another folder (only the epochs may grow, with a constant schedule)"
         )
-    with contextlib.suppress(OSError, ValueError, KeyError):  # missing or damaged: it is written again
+    with contextlib.suppress(
+        OSError, ValueError, KeyError, TypeError
+    ):  # missing or damaged: it is written again
         history = _read_history(folder)
-        is_complete = len(history["loss"]) == config.num_epochs and "test" in history
-        newest = checkpoints.latest()
-        return is_complete and newest is not None and _step(newest) == num_steps(config)
+        if len(history["loss"]) == config.num_epochs and "test" in history:
+            newest = checkpoints.latest()
+            return newest is not None and _step(_read_state(newest, config), newest) == num_steps(config)
     return False
 
 
@@ -141,6 +145,7 @@ def train(
     history["scale"] = _scales(model, x.to(place))
     if rank == 0:
         replace_file(folder / "loss.png", _draw_loss(history, config))
+        replace_file(folder / "config.json", config.to_json().encode())
         replace_file(folder / "history.json", _to_json(history))  # last: with it, the run counts as finished
     return history
 
@@ -163,13 +168,12 @@ def evaluate(
     if num_images < 2 or num_samples < 2:
         raise ValueError(f"num_images and num_samples must be at least 2, got {num_images} and {num_samples}")
     config, place = _read_config(folder), choose_device(device)
-    model, checkpoint = _load_model(folder, config)
+    model, checkpoint, step = _load_model(folder, config)
     model.to(place)
     x = load_test_images(config, num_images).to(place)
     generator = torch.Generator(place).manual_seed(seed)
     estimate = nll_estimate(model, x, num_samples=num_samples, generator=generator, progress=progress)
     units = active_units(model, x)
-    step = _step(checkpoint)
     result = _test_terms(model, x, seed) | {
         "importance_weighted_nll": estimate.nats,
         "standard_error": estimate.standard_error,
@@ -187,6 +191,7 @@ def evaluate(
         "is_finished": step == num_steps(config),
         "device": str(place),
         "versions": VERSIONS,
+        "config": json.loads(config.to_json()),
         "per_image": [round(nats, 3) for nats in estimate.per_image.tolist()],
     }
     replace_file(folder / "evaluation.json", _to_json(result))
@@ -199,16 +204,28 @@ def _check_new(folder: Path, checkpoints: Checkpoints) -> None:
         raise ValueError(f"{folder} is a file; a run needs a folder")
     if checkpoints.latest() is not None:
         raise ValueError(
-            f"{folder} holds checkpoints but no config.json, so nobody can tell which run they are of: "
-            "restore config.json, or choose another folder"
+            f"{folder} holds checkpoints but no config.json: restore it, or choose another folder"
         )
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder.absolute()} holds other files and no config.json: choose an empty folder")
 
 
-def _step(checkpoint: Path) -> int:
-    """Optimiser steps done by a checkpoint."""
-    return int(checkpoint.stem.removeprefix("step-"))
+def _read_state(path: Path, config: RunConfig) -> dict[str, Any]:
+    """Content of a checkpoint, which must be of a run with this configuration where it says so."""
+    state = load_checkpoint(path)
+    identity = state.get("settings", {}).get("identity", config.identity)
+    if identity != config.identity:
+        what = difference("setting", identity, config.identity)
+        raise CheckpointError(
+            f"{path} is not of the run that config.json describes ({what}): restore config.json, or choose "
+            "another folder"
+        )
+    return state
+
+
+def _step(state: dict[str, Any], path: Path) -> int:
+    """Optimiser steps done by a checkpoint; where it holds weights only, its name says them."""
+    return int(state["position"]["step"] if "position" in state else path.stem.removeprefix("step-"))
 
 
 def _progress(fitted: History, num_images: int, config: RunConfig, device: torch.device) -> dict[str, Any]:
@@ -245,18 +262,18 @@ def _read_config(folder: Path) -> RunConfig:
         raise ValueError(f"{path} cannot be used: {error}") from error
 
 
-def _load_model(folder: Path, config: RunConfig) -> tuple[VAE, Path]:
-    """The model as the newest checkpoint has it, and the path of that."""
+def _load_model(folder: Path, config: RunConfig) -> tuple[VAE, Path, int]:
+    """The model as the newest checkpoint has it, the path of that, and its optimiser steps."""
     model, path = build_model(config), Checkpoints(folder / "checkpoints").latest()
     if path is None:
         raise ValueError(f"{folder} holds no checkpoint: vaecourse train makes one")
-    state = load_checkpoint(path)
+    state = _read_state(path, config)
     try:
         model.load_state_dict(state["model"], strict=True)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} does not fit {folder / 'config.json'}: {reason}") from error
-    return model.eval(), path
+    return model.eval(), path, _step(state, path)
 
 
 def _test_terms(model: VAE, x: Tensor, seed: int = 0) -> dict[str, Any]:

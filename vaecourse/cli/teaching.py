@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from cyclopts.validators import Number
+
+from vaecourse.cli.configuration import WHOLE, MaybeCount, Natural
 
 COURSEWORK = Path(__file__).resolve().parents[2] / "book/coursework"  # of the checkout around this package
 
@@ -33,7 +34,7 @@ def release(*, out: Source = RELEASE, source: Source = SOURCE) -> None:
         print(path)
 
 
-def check(notebook: Annotated[Path, Parameter(metavar="psN.ipynb")], /, *, seed: int = 0) -> int:
+def check(notebook: Annotated[Path, Parameter(metavar="psN.ipynb")], /, *, seed: Natural = 0) -> int:
     """Try a solved problem set before handing it in.
 
     Your functions are called with inputs like those of the grader, and you hear what is wrong. This
@@ -72,7 +73,7 @@ def grade(
     *,
     out: Path,
     source: Source = SOURCE,
-    jobs: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    jobs: MaybeCount = None,
     again: bool = False,
     trust_submissions: bool = False,
 ) -> None:
@@ -112,7 +113,12 @@ def grade(
 
 
 def grade_one(
-    notebook: Path, /, *, seed: int | None = None, slot: int = 0, trust_submissions: bool = False
+    notebook: Path,
+    /,
+    *,
+    seed: Annotated[int | None, WHOLE] = None,
+    slot: Natural = 0,
+    trust_submissions: bool = False,
 ) -> None:
     """Grade one submission, as grade does, and print the result as JSON.
 

@@ -1,6 +1,7 @@
 """The likelihood behind squared errors, and the four ways to set its scale: a small class for each."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,8 @@ class GaussianLikelihood(Likelihood):
         parameter.  "optimal" sets the shared scale to the root mean squared error of each training
         batch, the analytic maximiser, and keeps a running average for evaluation.  "per_pixel" lets
         the network emit a ``log_scale`` beside each ``loc``: as second half of its last dimension,
-        or, for images (..., channels, height, width), of its channels.
+        or, for images (..., batch, channels, height, width), of its channels (at four dimensions and
+        more).
     initial_scale : float
         Where "learned" starts, and only for it.  Start near the standard deviation of the data: Adam
         moves ``log_scale`` by about its learning rate in a step, not faster.
@@ -46,10 +48,16 @@ class GaussianLikelihood(Likelihood):
     """
 
     way: float | str  # how the scale is set
+    options: tuple[str, ...] = ()  # what else this way needs to be told
 
-    def __new__(
-        cls, scale: float | str = 1.0, *, initial_scale: float = 1.0, min_log_scale: float = -6.0
-    ) -> "GaussianLikelihood":
+    def __init_subclass__(cls) -> None:
+        """Refuse subclasses elsewhere: which class an object gets is decided here."""
+        if cls.__module__ != __name__:
+            raise TypeError(
+                "GaussianLikelihood has a class for each way to set its scale: subclass Likelihood"
+            )
+
+    def __new__(cls, scale: float | str = 1.0, **options: float) -> "GaussianLikelihood":
         """Make an object of the class below that sets the scale in the way asked for."""
         if cls is not GaussianLikelihood:
             return super().__new__(cls)
@@ -59,6 +67,8 @@ class GaussianLikelihood(Likelihood):
             raise ValueError(
                 f"scale must be a positive number, 'learned', 'optimal' or 'per_pixel', got {scale!r}"
             )
+        if strange := [name for name in options if name not in kind.options]:
+            raise TypeError(f"{strange[0]} does not belong to a GaussianLikelihood with scale={scale!r}")
         return super().__new__(kind)
 
     def __init__(
@@ -90,7 +100,7 @@ class GaussianLikelihood(Likelihood):
         return distributions.Normal(*self._loc_and_scale(params))
 
     def mean(self, params: Tensor) -> Tensor:
-        return params
+        return self._loc(params)
 
     @torch.no_grad()
     def sample(self, params: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -103,8 +113,11 @@ class GaussianLikelihood(Likelihood):
     def _get_name(self) -> str:
         return "GaussianLikelihood"
 
+    def _loc(self, params: Tensor) -> Tensor:
+        return as_float("params", params)
+
     def _loc_and_scale(self, params: Tensor) -> tuple[Tensor, float | Tensor]:
-        return params, self.scale
+        return self._loc(params), self.scale
 
 
 class _FixedScale(GaussianLikelihood):
@@ -119,6 +132,7 @@ class _FixedScale(GaussianLikelihood):
 
 class _LearnedScale(GaussianLikelihood):
     way = "learned"
+    options = ("initial_scale",)
 
     def __init__(self, scale: str, *, initial_scale: float = 1.0) -> None:
         super().__init__()
@@ -151,6 +165,10 @@ class _OptimalScale(GaussianLikelihood):
             )
         return self.mean_squared_error.sqrt()
 
+    def _load_from_state_dict(self, *arguments: Any, **more: Any) -> None:
+        super()._load_from_state_dict(*arguments, **more)
+        self.scale_of_batch = None
+
     def nll(self, x: Tensor, params: Tensor) -> Tensor:
         if self.training:
             self._update_scale(x, params)
@@ -172,17 +190,30 @@ class _OptimalScale(GaussianLikelihood):
 
 class _PerPixelScale(GaussianLikelihood):
     way = "per_pixel"
+    options = ("min_log_scale",)
     num_params = 2
 
     def __init__(self, scale: str, *, min_log_scale: float = -6.0) -> None:
         super().__init__()
+        if not isinstance(min_log_scale, float | int) or not math.isfinite(min_log_scale):
+            raise ValueError(f"min_log_scale must be a finite number, got {min_log_scale!r}")
         self.min_log_scale = min_log_scale
 
-    def mean(self, params: Tensor) -> Tensor:
-        return self._loc_and_scale(params)[0]
+    def nll(self, x: Tensor, params: Tensor) -> Tensor:
+        loc, scale = self._loc_and_scale(params)
+        if loc.shape[-x.ndim :] != x.shape:
+            raise ValueError(
+                f"params of shape {tuple(params.shape)} hold loc and log_scale of shape {tuple(loc.shape)}, "
+                f"which must have the shape of x after any sample dimensions: x has {tuple(x.shape)}; emit "
+                "2 D numbers for flat data, 2 C channels for images (batch, C, height, width)"
+            )
+        return gaussian_nll(x, loc, scale)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, min_log_scale={self.min_log_scale}"
+
+    def _loc(self, params: Tensor) -> Tensor:
+        return self._loc_and_scale(params)[0]
 
     def _loc_and_scale(self, params: Tensor) -> tuple[Tensor, Tensor]:
         dim = -3 if params.ndim >= 4 else -1  # (..., channels, height, width), or (..., batch, D)

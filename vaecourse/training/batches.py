@@ -109,8 +109,9 @@ def precision_of(model: nn.Module) -> torch.dtype:
 
 def examples_of(data: Data, name: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """All examples as tensors, looked through once for values that are not finite."""
-    if isinstance(data, Dataset) and not isinstance(data, TensorDataset):
-        raise ValueError(f"{name} is a Dataset: pass DataLoader({name}, batch_size=128, shuffle=True)")
+    if isinstance(data, Dataset | DataLoader) and not isinstance(data, TensorDataset):
+        way = "DataLoader(data, batch_size=128)" if name == "data" else "its examples stacked into tensors"
+        raise ValueError(f"{name} is a {type(data).__name__}: pass {way}")
     tensors = tensors_of(data, name, dtype)
     for position, tensor in enumerate(tensors):
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -126,6 +127,8 @@ def tensors_of(data: Any, name: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
         )
     if isinstance(data, TensorDataset):
         data = data.tensors
+    if isinstance(data, list) and len(data) > 8 and isinstance(data[0], Tensor | np.ndarray):
+        raise ValueError(f"{name} is a list of {len(data)} tensors: torch.stack makes one tensor of examples")
     several = isinstance(data, tuple | list) and not (data and isinstance(data[0], int | float | list))
     tensors = [as_tensor(name, item) for item in (data if several else [data])]
     lengths = [len(tensor) if tensor.ndim else None for tensor in tensors]

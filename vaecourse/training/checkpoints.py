@@ -16,6 +16,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from vaecourse._checks import check_count
 from vaecourse._files import replace_file
 
 __all__ = ["CheckpointError", "Checkpoints", "load_checkpoint", "save_checkpoint"]
@@ -166,10 +167,11 @@ class Checkpoints:
         """Refuse what makes no sense."""
         if self.identity is not None and not (isinstance(self.identity, str) and self.identity.strip()):
             raise ValueError(f"identity says in words what the run is, got {self.identity!r}")
-        if self.every is not None and self.every < 1:
-            raise ValueError(f"every counts optimiser steps and must be at least 1, got {self.every}")
-        if self.keep < 2:
-            raise ValueError(f"keep must be at least 2, so that one good file always stays, got {self.keep}")
+        if not isinstance(self.folder, str | os.PathLike):
+            raise ValueError(f"folder must be a path, got {self.folder!r}")
+        if self.every is not None:
+            check_count("every", self.every)
+        check_count("keep", self.keep, least=2)
 
     def paths(self) -> list[Path]:
         """Checkpoints in the folder.

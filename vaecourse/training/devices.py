@@ -52,7 +52,7 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     choice = f"available here: {', '.join(there)}; 'auto' takes the first of them"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"torch knows no device {name!r}; {choice}") from error
     if device.type not in [*there, "meta"]:
         raise ValueError(f"device {str(name)!r} is not available; {choice}")

@@ -62,7 +62,7 @@ class History:
 class TrainingDiverged(FloatingPointError):  # noqa: N818  (a result, which ends a run)
     """The loss, a gradient, or a number inside the loss has become NaN or infinite.
 
-    The weights are those before the bad step.
+    The weights are those before the bad step (running statistics, of batch norm say, may not be).
 
     Attributes
     ----------

@@ -1,12 +1,13 @@
 """One training loop for every chapter: it minimises what it is given and does not know what an ELBO is."""
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
 from vaecourse._checks import check_count, positive
@@ -28,7 +29,7 @@ def fit(
     learning_rate: float | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     scheduler: LRScheduler | None = None,
-    validation: Tensor | tuple[Tensor, ...] | None = None,
+    validation: Data | None = None,
     callback: Callable[[History], object] | None = None,
     device: str | torch.device = "cpu",
     precision: Literal["float32", "bf16"] = "float32",
@@ -56,6 +57,8 @@ def fit(
     loss_fn : callable
         ``loss_fn(model, *batch) -> Tensor`` of shape (), a mean over the batch.  Slices and shares
         of a batch add up exactly for a mean over examples; batch norm and an "optimal" scale are none.
+        What is promised here of bits holds for a loss without a state of its own (a counter, a generator
+        that it keeps), which draws from torch's global generators.
     data : Tensor, array, tuple of them, or DataLoader
         Examples along the first dimension, finite.  Floating point numbers are brought to the model's
         precision; whole numbers stay what they are, so scale grey levels before
@@ -74,7 +77,7 @@ def fit(
         Stepped after each optimiser step; brings its own optimiser along.
     validation : Tensor, array, or tuple of them, optional
         Examples whose mean loss after each epoch stands in ``History.validation``.  Training goes on
-        as if they were not there.
+        as if they were not there, unless `loss_fn` has a state of its own.
     callback : callable, optional
         Called in every process as ``callback(history)`` when an epoch is done and saved, with the model
         in evaluation mode; what it draws does not change the training.
@@ -93,8 +96,10 @@ def fit(
         Where to save, with an identity.  If the folder holds a checkpoint of this same run, training
         goes on from it and ends, on the CPU, with the same bits as if it had never stopped.  What is
         compared are identity, data, the text of the model (not its first weights), which parameters
-        are trained, optimiser, schedule, sizes, precision and seed.  With a DataLoader the identity
-        must cover the data, and bits may differ.  SIGTERM and Ctrl-C act after the step in hand (in
+        are trained, optimiser, schedule, sizes, precision and seed.  The identity must cover what
+        these do not show: numbers that a module leaves out of its text (the heads of
+        ``nn.MultiheadAttention``), functions (of a LambdaLR), and the data of a DataLoader, with which
+        bits may differ too.  SIGTERM and Ctrl-C act after the step in hand (in
         many processes: at the next save) and a last checkpoint, which a run with a DataLoader cannot
         write.
     seed : int
@@ -113,6 +118,8 @@ def fit(
     ValueError
         If sizes do not fit, the data are empty or not finite, the device is missing, checkpoints have
         no identity, or optimiser, rate and schedule contradict each other or the model.
+    TypeError
+        If an argument is of another kind, or the loss is no tensor or cannot be called with a batch.
     TrainingDiverged
         If the loss, a gradient, or a number inside the loss stops being finite, before it reaches a
         weight.  It is a FloatingPointError that names step, reason and last checkpoint.
@@ -131,6 +138,7 @@ def fit(
     3.0
     """
     device = choose_device(device)
+    _check_kinds(model, loss_fn, optimizer, scheduler, callback, checkpoints)
     _check_sizes(num_epochs, batch_size, micro_batch_size, seed, precision)
     batches = batches_of(data, model, batch_size, seed, device)
     held_out = None if validation is None else examples_of(validation, "validation", precision_of(model))
@@ -158,7 +166,7 @@ def fit(
                 if callback is not None:
                     model.eval()
                     with own_randomness(mixed(seed, 3), run.rank, device):
-                        callback(run.history)
+                        callback(copy.deepcopy(run.history))
                     model.train()
         signals.deliver()
     except (TrainingDiverged, KeyboardInterrupt) as end:
@@ -261,11 +269,37 @@ def _chosen_optimizer(
     return optimizer
 
 
+def _check_kinds(
+    model: object,
+    loss_fn: object,
+    optimizer: object,
+    scheduler: object,
+    callback: object,
+    checkpoints: object,
+) -> None:
+    """Refuse what is of another kind than it should be, classes in place of objects above all."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"fit(model, loss_fn, data): model must be an object of an nn.Module, got {model!r}")
+    for name, function in (("loss_fn", loss_fn), ("callback", callback)):
+        if not callable(function) and not (function is None and name == "callback"):
+            raise TypeError(f"{name} must be a function, got {function!r}")
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be an object such as Adam(model.parameters()), got {optimizer!r}")
+    if scheduler is not None and not isinstance(scheduler, LRScheduler):
+        raise TypeError(f"scheduler must be an object such as StepLR(optimizer, 10), got {scheduler!r}")
+    if isinstance(optimizer, torch.optim.LBFGS) or isinstance(scheduler, ReduceLROnPlateau):
+        raise TypeError("LBFGS and ReduceLROnPlateau need more than a step: fit cannot use them")
+    if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
+        raise TypeError(f"checkpoints must be Checkpoints(folder, identity=...), got {checkpoints!r}")
+
+
 def _check_sizes(
     num_epochs: int, batch_size: int | None, micro_batch_size: int | None, seed: int, precision: str
 ) -> None:
     check_count("num_epochs", num_epochs)
     check_count("seed", seed, least=0)
+    if seed >= 2**63:
+        raise ValueError(f"seed must be below 2**63, got {seed}")
     for name, size in {"batch_size": batch_size, "micro_batch_size": micro_batch_size}.items():
         if size is not None:
             check_count(name, size)

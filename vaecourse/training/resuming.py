@@ -109,12 +109,14 @@ class Saver:
             )
             now = {name: value for name, value in now.items() if name not in unsaid}
         if different := [
-            _difference(name, saved.get(name, "None"), now.get(name, "None"))
+            difference(name, saved.get(name, "None"), now.get(name, "None"))
             for name in sorted({*saved, *now})
             if saved.get(name, "None") != now.get(name, "None")
         ]:
+            is_used = self.run.scheduler is not None and self.run.scheduler.last_epoch > 0
+            way = "make optimiser and schedule anew, these have taken steps, or " if is_used else ""
             raise CheckpointError(
-                f"{path} belongs to another run ({'; '.join(different)}): choose another folder"
+                f"{path} belongs to another run ({'; '.join(different)}): {way}choose another folder"
             )
         num_done = len(state["history"]["loss"])
         if num_done > num_epochs or (num_done == num_epochs and state["position"]["batch"] > 0):
@@ -182,45 +184,65 @@ def deferred_signals(is_active: bool) -> Iterator[Signals]:
         put_back()
 
 
-def _difference(name: str, saved: str, now: str) -> str:
+def difference(name: str, saved: str, now: str) -> str:
     """What differs between two texts, of which the lines in common are left out."""
     before, after = ([line.strip().rstrip(",") for line in text.splitlines()] for text in (saved, now))
-    was = ", ".join(line for line in before if line not in after) or "without that"
-    is_now = ", ".join(line for line in after if line not in before) or "without that"
-    return f"{name} was {was}, is {is_now}"
+    was = _some([line for line in before if line not in after])
+    is_now = _some([line for line in after if line not in before])
+    return (
+        f"{name} was {was}, is {is_now}" if was != is_now else f"{name} has the same lines in another order"
+    )
+
+
+def _some(lines: list[str]) -> str:
+    """The first of these lines, in one."""
+    more = f" and {len(lines) - 4} more" if len(lines) > 4 else ""
+    return ", ".join(lines[:4]) + more if lines else "without that"
 
 
 def _texts(run: Run) -> dict[str, str]:
     """Model, parameters and schedule as texts of many lines, without addresses in memory."""
-    group_of = {id(p): i for i, group in enumerate(run.optimizer.param_groups) for p in group["params"]}
+    place_of = {
+        id(p): f"number {position} of parameter group {number}"
+        for number, group in enumerate(run.optimizer.param_groups)
+        for position, p in enumerate(group["params"])
+    }
     parameters = [
-        f"{name}: {str(p.dtype).removeprefix('torch.')}, "
-        + (
-            f"in parameter group {group_of[id(p)]}"
-            if p.requires_grad and id(p) in group_of
-            else "not trained"
-        )
+        f"{name}: {str(p.dtype).removeprefix('torch.')} {tuple(p.shape)}, "
+        + (place_of[id(p)] if p.requires_grad and id(p) in place_of else "not trained")
         for name, p in run.model.named_parameters()
     ]
     schedule = {} if run.scheduler is None else run.scheduler.state_dict()
-    passing = {"_is_initial", "_get_lr_called_within_step"}  # not in every version of torch
-    lines = [f"{name}={value!r}" for name, value in schedule.items() if name not in passing]
-    texts = {"model": repr(run.model), "parameters": "\n".join(parameters), "schedule": "\n".join(lines)}
+    lines = "\n".join(f"{name!r}: {value!r}" for name, value in schedule.items())
+    passing = r"'(_is_initial|_get_lr_called_within_step)': \w+(, |\n|$)?"  # not in every version of torch
+    texts = {
+        "model": repr(run.model),
+        "parameters": "\n".join(parameters),
+        "schedule": re.sub(passing, "", lines),
+    }
     return {name: re.sub(" at 0x[0-9a-f]+", "", text) for name, text in texts.items()}
 
 
 def _optimizer_settings(run: Run) -> dict[str, str]:
     """Classes and hyperparameters, as they are before the first step."""
     settings = {
-        "optimizer": type(run.optimizer).__name__,
-        "scheduler": type(run.scheduler).__name__,
+        "optimizer": _name(run.optimizer),
+        "scheduler": _name(run.scheduler),
         "processes": str(run.world_size),
     }
     for position, group in enumerate(run.optimizer.param_groups):
         for name, value in group.items():
             if name != "params":
-                settings[f"{name} of parameter group {position}"] = repr(value)
+                number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+                settings[f"{name} of parameter group {position}"] = repr(number)
     return settings
+
+
+def _name(thing: object) -> str:
+    """Name of a class, with its module if it is not torch's."""
+    kind = type(thing)
+    is_known = kind.__module__.startswith("torch.") or thing is None
+    return kind.__name__ if is_known else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _machine(run: Run) -> dict[str, str]:

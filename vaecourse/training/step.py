@@ -170,6 +170,8 @@ class Run:
             fraction = len(rows) / len(indices) if len(share) else 0.0
             with self._synchronized(position == len(slices) - 1):
                 loss = self._evaluate(rows, tensors)
+                if not loss.requires_grad:
+                    raise ValueError("the loss does not depend on any weight that can be trained")
                 # DDP averages over processes, where a mean over the whole batch needs the sum
                 (loss * (fraction * self.world_size)).backward()  # type: ignore[no-untyped-call]
             batch_loss += loss.detach() * fraction
@@ -224,6 +226,9 @@ class Run:
         except NotFinite as error:
             reason = f"in the validation loss, {error}"
             raise TrainingDiverged(len(self.history.loss), self.batch - 1, reason) from error
+        except (TypeError, ValueError, RuntimeError) as error:
+            error.add_note("raised by loss_fn for the validation data")
+            raise
         finally:
             self.model.train()
         return total.item() / len(rows)
