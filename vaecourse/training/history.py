@@ -46,6 +46,7 @@ class History:
             If no epoch has been completed.
         """
         from matplotlib import pyplot as plt
+        from matplotlib.ticker import MaxNLocator
 
         from vaecourse.plotting import plot_curves
 
@@ -55,6 +56,7 @@ class History:
         ax = plt.figure().subplots() if ax is None else ax
         plot_curves(range(1, len(self.loss) + 1), {name: y for name, y in curves.items() if y}, ax=ax)
         ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_ylabel("mean loss per example")
         return ax
 
