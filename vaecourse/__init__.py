@@ -51,6 +51,7 @@ _MODULES = {
     "digits": "datasets",
     "to_unit_interval": "datasets",
 }
+__all__ = list(_MODULES)
 _MORE_MODULES = {"densities", "divergences", "linear_vae", "networks", "plotting"}
 
 

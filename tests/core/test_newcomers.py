@@ -61,6 +61,8 @@ def train(images=IMAGES, loss_fn=negative_elbo, *, model=None, **options) -> His
 
 def test_names_that_matter_can_be_had_from_the_package():
     text = """import vaecourse, sys; assert 'torch' not in sys.modules
+from vaecourse import *
+assert fit is vaecourse.fit
 print(vaecourse.VAE, vaecourse.densities.gaussian_nll, vaecourse.fit, vaecourse.training.fit)"""
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
     assert re.match(
