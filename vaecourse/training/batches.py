@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +15,13 @@ from vaecourse.training.processes import place_among_processes
 Data = Tensor | np.ndarray | Sequence[Any] | TensorDataset | DataLoader[Any]
 
 
-class Batches(Protocol):
-    """What the loop needs to know of the data.
+class TensorBatches:
+    """Batches by index; the order depends on seed and epoch alone, on every device and in every process.
 
     Attributes
     ----------
+    name : str
+        What stands in a checkpoint for the data.
     batch_size : int
         Examples in a full batch; 0 if it is not known.
     num_batches : int or None
@@ -28,26 +30,11 @@ class Batches(Protocol):
         Examples of an epoch, where that is known beforehand.
     """
 
-    batch_size: int
-    num_batches: int | None
-    num_examples: int | None
-
-    @property
-    def name(self) -> str:
-        """What stands in a checkpoint for the data."""
-
-    def of_epoch(self, epoch: int, start: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-        """Tensors on the device, and which of their rows make the batch, from the given batch on."""
-
-
-class TensorBatches:
-    """Batches by index; the order depends on seed and epoch alone, on every device and in every process."""
-
     def __init__(self, tensors: tuple[Tensor, ...], batch_size: int, seed: int, device: torch.device) -> None:
         self.tensors = tuple(tensor.to(device) for tensor in tensors)
         self.batch_size, self.seed, self.device = batch_size, seed, device
-        self.num_examples: int | None = len(tensors[0])
-        self.num_batches: int | None = -(-len(tensors[0]) // batch_size)
+        self.num_examples = len(tensors[0])
+        self.num_batches = -(-self.num_examples // batch_size)
 
     @property
     def name(self) -> str:
@@ -55,19 +42,18 @@ class TensorBatches:
         return digest(self.tensors)
 
     def of_epoch(self, epoch: int, start: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-        """Rows in a new order, from the given batch on."""
+        """Tensors on the device, and which of their rows make the batch, from the given batch on."""
         generator = torch.Generator().manual_seed(mixed(self.seed, 0, epoch))
-        order = torch.randperm(len(self.tensors[0]), generator=generator).to(self.device)
+        order = torch.randperm(self.num_examples, generator=generator).to(self.device)
         for indices in torch.split(order, self.batch_size)[start:]:
             yield self.tensors, indices
 
 
 class LoaderBatches:
-    """Batches as a DataLoader makes them, moved to the device one by one."""
+    """Batches as a DataLoader makes them, moved to the device one by one; attributes as above."""
 
     name = "a DataLoader (the identity says which data)"
-    num_batches: int | None = None
-    num_examples: int | None = None
+    num_batches = num_examples = None
 
     def __init__(self, loader: "DataLoader[Any]", dtype: torch.dtype, device: torch.device) -> None:
         self.loader, self.dtype, self.device = loader, dtype, device
@@ -84,6 +70,9 @@ class LoaderBatches:
             )
         if batch is None:
             raise ValueError("the DataLoader gives no batch")
+
+
+Batches = TensorBatches | LoaderBatches
 
 
 def batches_of(
