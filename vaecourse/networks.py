@@ -38,11 +38,11 @@ def mlp(dims: Sequence[int], *, activation: type[nn.Module] = nn.ReLU) -> nn.Seq
     ['Linear', 'ReLU', 'Linear']
     """
     for dim in dims:
-        check_count("each of dims", dim, least=-1)  # so that what is no whole number is said to be that
+        check_count("each of dims", dim)
     if not (isinstance(activation, type) and issubclass(activation, nn.Module)):
         raise TypeError(f"activation must be a class such as nn.ReLU, got {activation!r}")
-    if len(dims) < 2 or min(dims) < 1:
-        raise ValueError(f"dims must hold input and output dimension, all positive, got {list(dims)}")
+    if len(dims) < 2:
+        raise ValueError(f"dims must hold input and output dimension, got {list(dims)}")
     layers: list[nn.Module] = []
     for fan_in, fan_out in itertools.pairwise(dims):
         layers += [nn.Linear(fan_in, fan_out), activation()]

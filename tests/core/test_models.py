@@ -45,9 +45,18 @@ def test_mlp_vae_has_the_activation_asked_for_in_both_networks():
         assert (layers.count(nn.Tanh), layers.count(nn.ReLU)) == (1, 0)
 
 
-@pytest.mark.parametrize("dims", [[], [3], [3, 0], [3, -1, 2]], ids=str)
-def test_mlp_rejects_dimensions_that_make_no_network(dims):
-    with pytest.raises(ValueError, match=r"dims must hold input and output dimension, all positive, got \["):
+@pytest.mark.parametrize(
+    ("dims", "message"),
+    [
+        ([], r"must hold input and output dimension, got \[\]"),
+        ([3], r"must hold input and output dimension, got \[3\]"),
+        ([3, 0], "each of dims must be at least 1, got 0"),
+        ([3, -5, 2], "each of dims must be at least 1, got -5"),
+    ],
+    ids=str,
+)
+def test_mlp_rejects_dimensions_that_make_no_network(dims, message):
+    with pytest.raises(ValueError, match=message):
         mlp(dims)
 
 

@@ -101,7 +101,7 @@ class Saver:
 
     def _compare(self, path: Path, state: dict[str, Any], num_epochs: int) -> None:
         saved, now = state["settings"], self.settings
-        if unsaid := [name for name in ("identity", *_texts(self.run)) if name not in saved]:
+        if unsaid := [name for name in ("identity", "model", "parameters", "schedule") if name not in saved]:
             warnings.warn(
                 f"{path} was written by an older version, which did not save {', '.join(unsaid)} of a run: "
                 "make sure that they are those of this run",
