@@ -16,6 +16,10 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, max_exa
 settings.register_profile("nightly", deadline=None, max_examples=10_000, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # two processes on two cores, whose threads would wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that they start
+    torch.set_num_threads(1)
+
 
 class Spectrum(NamedTuple):
     """Mean and eigenvalues (descending) of a data set, and a small data set that has exactly these."""

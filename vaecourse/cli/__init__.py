@@ -271,13 +271,15 @@ def diagnose(
     latent_dim: Whole,
     batch_size: Whole = 8,
     data: Data | None = None,
+    posterior: str | None = None,
+    output: str | None = None,
 ) -> None:
-    """Say which likelihood, scale and beta a loss assumes. This EXECUTES the file given.
+    """Say which likelihood, scale and beta a loss assumes. This EXECUTES what it needs of the file.
 
     Parameters
     ----------
     loss
-        A function loss_fn(recon_x, x, mu, logvar).
+        A function loss_fn(recon_x, x, mu, logvar); FILE.py:Class.method and NOTEBOOK.ipynb:FUNCTION work too.
     data_dim
         Numbers per example, 784 for MNIST.
     latent_dim
@@ -286,14 +288,17 @@ def diagnose(
         Examples in a probe.
     data
         Also predict how many latents a linear VAE uses on these data.
+    posterior
+        What the fourth argument is: logvar, log_scale, scale, variance or fixed; found out otherwise.
+    output
+        Key or attribute of the loss in what the function returns.
     """
     from vaecourse.cli.loading import load_function
     from vaecourse.diagnosis import diagnose_loss
 
-    diagnosis = diagnose_loss(
-        load_function(loss), data_dim=data_dim, latent_dim=latent_dim, batch_size=batch_size, data=_data(data)
-    )
-    print(diagnosis.explain())
+    loss_fn, sizes = load_function(loss), {"data_dim": data_dim, "latent_dim": latent_dim}
+    sizes["batch_size"] = batch_size
+    print(diagnose_loss(loss_fn, **sizes, data=_data(data), posterior=posterior, output=output).explain())
 
 
 def _data(name: str | None) -> "Tensor | None":

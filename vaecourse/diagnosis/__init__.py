@@ -4,23 +4,50 @@
 ``explaining`` says what was found.
 """
 
+import dataclasses
 import math
+import numbers
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vaecourse.diagnosis.explaining import LossDiagnosis, explain_weights
-from vaecourse.diagnosis.probing import FORM, LossFn, Prober
+from vaecourse.diagnosis.explaining import (
+    LossDiagnosis,
+    advise,
+    say_batch,
+    say_call,
+    say_divergence,
+    say_parameters,
+    say_reconstruction,
+    say_verdict,
+    say_weights,
+)
+from vaecourse.diagnosis.probing import (
+    FORM,
+    RANDOM,
+    Experiment,
+    LossFn,
+    Prober,
+    bind,
+    run_experiment,
+    unchanged_buffers,
+)
 from vaecourse.diagnosis.reading import (
+    POSTERIORS,
     TOLERANCE,
-    name_rules,
-    read_batch,
-    read_kl,
+    Divergence,
+    Reconstruction,
+    name_rule,
+    read_divergence,
+    read_parameters,
     read_reconstruction,
-    weight_per_example,
 )
 
 __all__ = ["LossDiagnosis", "diagnose_loss"]
+
+_NO_LIKELIHOODS = ("unknown", "huber", "weighted_bernoulli", "smoothed_bernoulli")
+_FREE_SCALES = ("gaussian", "laplace")  # families whose scale absorbs the ratio of the weights
 
 
 def diagnose_loss(
@@ -31,6 +58,8 @@ def diagnose_loss(
     batch_size: int = 8,
     data: Tensor | None = None,
     seed: int = 0,
+    posterior: str | None = None,
+    output: str | int | None = None,
 ) -> LossDiagnosis:
     """Likelihood, scale and beta that a loss assumes, from its derivatives at random points.
 
@@ -41,6 +70,8 @@ def diagnose_loss(
     ----------
     loss_fn : callable
         ``loss_fn(recon_x, x, mu, logvar)``, a scalar to be minimised; called on random tensors only.
+        Other names and orders are recognised by the names of the arguments, or tried; arguments
+        with defaults keep them.
     data_dim, latent_dim : int
         Numbers per example D and latents K, as the loss expects them.
     batch_size : int
@@ -49,11 +80,17 @@ def diagnose_loss(
         Data whose active latents are to be predicted.
     seed : int
         Of the random points.
+    posterior : {"logvar", "log_scale", "scale", "variance", "fixed"}, optional
+        What the fourth argument is.  It is found out; if it is stated, another finding is a fault.
+    output : str or int, optional
+        Key, index or attribute of the loss in what `loss_fn` returns, where that is not one tensor;
+        "loss" or the first scalar is taken otherwise.
 
     Returns
     -------
     LossDiagnosis
-        Findings and evidence; family "unknown" where the reconstruction term fits no likelihood.
+        Findings and evidence; family "unknown" where the reconstruction term is that of no
+        likelihood that is known here.
 
     Raises
     ------
@@ -63,9 +100,13 @@ def diagnose_loss(
 
     Notes
     -----
-    Data are taken to lie in [0, 1]; wrap a loss for other data in a lambda that rescales.
-    Nothing is seen of a threshold on errors above 10, of clamps on logvar outside -6 to 4, or of
-    terms below 1e-4 of the others.  Losses in half precision fit nothing: diagnose them in float32.
+    x is drawn from [0, 1], and recon_x from there and beyond: up to 10, as logits from -8 to 8, as
+    probabilities from 0.02 to 0.98.  A cross-entropy for another range is read when a lambda
+    rescales both; a squared or absolute error needs no rescaling, which would only change the unit
+    of its scale.  Nothing is seen of thresholds outside these bounds, of clamps on logvar outside
+    -6 to 4 (sigma or variance outside 0.05 to 50), or of terms below 1e-3 of the others.  Trainable
+    parameters of the loss are moved a little and put back.  Losses in half precision fit nothing:
+    diagnose them in float32.
 
     References
     ----------
@@ -80,58 +121,192 @@ def diagnose_loss(
     >>> diagnosis.family, round(diagnosis.scale**2, 6)  # mean over pixels: half of 784
     ('gaussian', 392.0)
     """
-    _check_arguments(loss_fn, data_dim, latent_dim, batch_size, seed)
+    _check_arguments(loss_fn, seed, posterior)
+    data_dim, latent_dim = _check_size("data_dim", data_dim), _check_size("latent_dim", latent_dim)
+    batch_size = _check_size("batch_size", batch_size)
     spectrum = _spectrum(data, data_dim)
-    prober = Prober(loss_fn, data_dim, latent_dim, batch_size, seed)
-    evidence: list[str] = []
-    family, parameterization, recon_factor = read_reconstruction(prober, evidence)
-    kl_fault, kl_factor = read_kl(prober, evidence)
-    rules = read_batch(prober, family, parameterization, kl_fault, evidence)
-    recon_weight = weight_per_example(recon_factor, rules.get("reconstruction"), batch_size)
-    if family == "gaussian" and recon_weight is not None:
+    prober = Prober(loss_fn, bind(loss_fn), data_dim, latent_dim, batch_size, seed, output)
+    with torch.inference_mode(False), torch.enable_grad(), unchanged_buffers(loss_fn):
+        terms = _read(prober, posterior)
+        return _diagnose(loss_fn, terms, spectrum)
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """Both terms of a loss, and the experiment that shows them."""
+
+    experiment: Experiment
+    reconstruction: Reconstruction
+    divergence: Divergence
+
+
+def _read(prober: Prober, posterior: str | None) -> _Terms:
+    """Read both terms; where a term is not read and no name forbids it, with its arguments exchanged."""
+    experiment = run_experiment(prober)
+    terms = _Terms(experiment, read_reconstruction(experiment), read_divergence(experiment, posterior))
+    pairs = []
+    if terms.reconstruction.family == "unknown" and not prober.binding.is_recon_settled:
+        pairs.append(("recon_x", "x"))
+    if terms.divergence.kind == "exchanged" and not prober.binding.is_posterior_settled:
+        pairs.append(("mu", "logvar"))
+    for chosen in [pairs, *([pair] for pair in pairs if len(pairs) > 1)]:
+        if not chosen:
+            continue
+        try:
+            other = _read_once(prober, chosen, posterior)
+        except ValueError:  # the usual order is at least possible
+            continue
+        if all(
+            other.reconstruction.is_known if pair[0] == "recon_x" else other.divergence.fault is None
+            for pair in chosen
+        ):
+            terms = other
+            break
+    experiment = terms.experiment
+    if experiment.is_recon_random or (
+        experiment.is_random and terms.divergence.kind not in ("single_draw", "noise")
+    ):
+        again = experiment.prober.evaluate(experiment.probes[0].point, noise=1).value.item()
+        raise ValueError(RANDOM.format(experiment.probes[0].value.item(), again))
+    return terms
+
+
+def _read_once(prober: Prober, pairs: list[tuple[str, str]], posterior: str | None) -> _Terms:
+    binding = prober.binding.exchanged(*pairs)
+    experiment = run_experiment(dataclasses.replace(prober, binding=binding))
+    return _Terms(experiment, read_reconstruction(experiment), read_divergence(experiment, posterior))
+
+
+def _diagnose(loss_fn: LossFn, terms: _Terms, spectrum: Tensor | None) -> LossDiagnosis:
+    experiment, recon, kl = terms.experiment, terms.reconstruction, terms.divergence
+    prober = experiment.prober
+    sizes = (prober.data_dim, prober.latent_dim)
+    rules = {"reconstruction": name_rule(recon.ratio), "KL": name_rule(kl.ratio)}
+    known = {term: rule for term, rule in rules.items() if rule is not None}
+    recon_weight = None
+    if recon.kind != "mixed":  # whose numbers have weights of their own
+        recon_weight = _weight_per_example(recon.factor, rules["reconstruction"], prober.batch_size)
+    kl_weight = _weight_per_example(kl.factor, rules["KL"], prober.batch_size)
+    if recon.family.startswith("gaussian") and recon_weight is not None:
         recon_weight /= 2  # the derivative of a square has a factor 2
-    kl_weight = weight_per_example(kl_factor, rules.get("KL"), batch_size)
-    scale = beta = None
-    if recon_factor is not None and kl_factor is not None:
-        beta = kl_factor / recon_factor  # for a Gaussian of scale 1, whose squared error has the weight 1/2
-        scale = {"gaussian": math.sqrt(beta), "laplace": beta}.get(family)
-    is_elbo = beta is not None
-    if family == "bernoulli":  # no scale to absorb another ratio of the weights, at any batch size
-        is_elbo = beta is not None and abs(beta - 1) < 10 * TOLERANCE and len(set(rules.values())) < 2
-    explain_weights(evidence, family, recon_weight, kl_weight, data_dim, latent_dim)
+    scale, beta = _scale_and_beta(recon, kl)
+    parameters = read_parameters(experiment, loss_fn, recon, kl)
+    trained_beta = None
+    if parameters is not None and parameters.normalizer is not None and kl.factor is not None:
+        is_there = abs(parameters.normalizer) > 1e-6 * abs(recon.factor or 1)
+        trained_beta = kl.factor / parameters.normalizer if is_there else math.inf
+    is_elbo = _is_elbo(recon, kl, scale, beta, is_one_rule=len(set(rules.values())) == 1)
+    if parameters is not None and parameters.moves not in ("nothing", "prior"):
+        is_elbo = is_elbo and trained_beta is not None and math.isclose(trained_beta, 1, rel_tol=1e-3)
+    evidence = [
+        *say_reconstruction(recon, prober.data_dim),
+        *say_divergence(kl),
+        *say_weights(recon.family, recon_weight, kl_weight, *sizes),
+        *say_batch(known, prober.batch_size, experiment.larger is not None),
+        *(say_parameters(parameters, trained_beta) if parameters is not None else ()),
+        *say_call(experiment),
+    ]
     num_active = None
-    if spectrum is not None and family == "gaussian" and parameterization == "loc" and beta is not None:
-        num_active = min(int((spectrum > beta).sum()), latent_dim)
+    if (
+        spectrum is not None
+        and recon.family == "gaussian"
+        and recon.parameterization == "loc"
+        and beta is not None
+    ):
+        num_active = min(int((spectrum > beta).sum()), prober.latent_dim)
         evidence.append(
-            f"A linear VAE would use {num_active} of its {latent_dim} latents: those whose eigenvalue of "
-            f"the data's covariance exceeds the variance {beta:.6g}."
+            f"A linear VAE would use {num_active} of its {prober.latent_dim} latents: those whose eigenvalue "
+            f"of the data's covariance exceeds the variance {beta:.6g}."
         )
+    is_read = (recon.factor is not None and kl.fault is None) or kl.kind == "missing"
+    form = recon.parameterization
     return LossDiagnosis(
-        family=family,
+        family=recon.family,
         scale=scale,
         beta=beta,
-        parameterization=parameterization,
-        batch_reduction=name_rules(rules),
+        parameterization="probabilities" if form == "symmetric" else form,
+        posterior=kl.posterior,
+        batch_reduction=_name_reduction(known) if is_read else "unknown",
         is_elbo=is_elbo,
-        kl_fault=kl_fault,
+        kl_fault=kl.fault,
         recon_weight=recon_weight,
         kl_weight=kl_weight,
         num_active=num_active,
+        verdict=say_verdict(recon, kl, scale, beta, trained_beta, is_elbo),
         evidence=tuple(evidence),
+        advice=tuple(advise(recon, kl, scale, beta, trained_beta, is_mixed=len(set(known.values())) > 1)),
     )
 
 
-def _check_arguments(
-    loss_fn: object, data_dim: object, latent_dim: object, batch_size: object, seed: object
-) -> None:
+def _scale_and_beta(recon: Reconstruction, kl: Divergence) -> tuple[float | None, float | None]:
+    if recon.factor is None or kl.factor is None or recon.family in _NO_LIKELIHOODS:
+        return None, None
+    ratio = kl.factor / recon.factor
+    weights = recon.values.get("weights")
+    if recon.family == "student_t":
+        freedom = 1 / ratio - 1
+        return (math.sqrt(recon.values["spread"] / freedom) if freedom > TOLERANCE else None), None
+    if recon.kind in ("mixed", "correlated"):
+        return None, None
+    if weights is not None and not _is_mask(weights):
+        return None, None
+    base = recon.values.get("family", recon.family)
+    return {"gaussian": math.sqrt(ratio), "laplace": ratio}.get(base), ratio
+
+
+def _is_mask(weights: Tensor) -> bool:
+    return bool(((weights == 0) | (weights > 1 - 10 * TOLERANCE)).all())
+
+
+def _is_elbo(
+    recon: Reconstruction, kl: Divergence, scale: float | None, beta: float | None, *, is_one_rule: bool
+) -> bool:
+    """Whether the weights of both terms are those of a negative ELBO, at any size of the batch."""
+    if kl.factor is None or recon.factor is None or recon.family in _NO_LIKELIHOODS:
+        return False
+    base = recon.values.get("family", recon.family)
+    if recon.kind == "floored" or (base == "multinomial" and recon.parameterization == "probabilities"):
+        return False  # nothing makes recon_x add up to 1
+    if recon.kind == "mixed":
+        fixed = [part for part in recon.values["parts"] if part.family not in _FREE_SCALES]
+        ratios = [part.weights * recon.factor / kl.factor for part in fixed]
+        is_normal = ("multinomial", "probabilities") not in [(p.family, p.parameterization) for p in fixed]
+        is_matched = all(bool(((ratio - 1).abs() < 10 * TOLERANCE).all()) for ratio in ratios)
+        return is_normal and is_matched and (is_one_rule or not fixed)
+    if recon.family == "student_t":
+        return scale is not None and is_one_rule
+    if recon.kind == "correlated" or base in _FREE_SCALES:
+        return True
+    return beta is not None and abs(beta - 1) < 10 * TOLERANCE and is_one_rule
+
+
+def _name_reduction(rules: dict[str, str]) -> str:
+    """One name for the reductions of the terms, or each with its term where they differ."""
+    if len(set(rules.values())) == 2:
+        return ", ".join(f"{rule} of the {term} term" for term, rule in rules.items())
+    return next(iter(rules.values()), "unknown")
+
+
+def _weight_per_example(factor: float | None, rule: str | None, batch_size: int) -> float | None:
+    """Weight in the loss of one example, where the reduction over the batch is known."""
+    if factor is None or rule not in ("mean", "sum"):
+        return None
+    return factor * batch_size if rule == "mean" else factor
+
+
+def _check_size(name: str, size: object) -> int:
+    if isinstance(size, bool) or not isinstance(size, numbers.Integral) or int(size) < 1:
+        raise ValueError(f"{name} must be a positive integer, got {size!r}")
+    return int(size)
+
+
+def _check_arguments(loss_fn: object, seed: object, posterior: object) -> None:
     if isinstance(loss_fn, type) or not callable(loss_fn):
         raise ValueError(f"loss_fn must be a function or an instance, got {loss_fn!r}; expected {FORM}")
-    sizes = {"data_dim": data_dim, "latent_dim": latent_dim, "batch_size": batch_size}
-    for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{name} must be a positive integer, got {size!r}")
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be an integer from 0 to 2**63 - 1, got {seed!r}")
+    if posterior is not None and posterior not in POSTERIORS:
+        raise ValueError(f"posterior must be one of {', '.join(POSTERIORS)}, or None, got {posterior!r}")
 
 
 def _spectrum(data: Tensor | None, data_dim: int) -> Tensor | None:

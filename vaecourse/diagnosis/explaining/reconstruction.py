@@ -1,0 +1,193 @@
+"""Sentences on the reconstruction term."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from vaecourse.diagnosis.explaining.names import PLACES, name_family
+from vaecourse.diagnosis.reading import TOLERANCE, Reconstruction
+
+# By kind.  {name}: the likelihood with what recon_x is in it.
+_RECONSTRUCTION = {
+    "read": "The gradient with respect to recon_x is that of {name}.",
+    "huber": (
+        "It is Huber's loss: squared up to an error of {delta:.4g}, absolute beyond it. exp(-loss) becomes a "
+        "density (Gaussian centre, Laplace tails) when it is divided by its integral, which this code leaves "
+        "out. The integral does not depend on recon_x, so training is that of the density, but the value of "
+        "the loss is no bound on a log-likelihood."
+    ),
+    "log_cosh": (
+        "Each error t enters as log cosh({rate:.4g} t), the negative logarithm of a hyperbolic-secant "
+        "density with that fixed rate: squared for small errors, absolute for large ones."
+    ),
+    "student_t": (
+        "Each error t enters as log(1 + t²/{spread:.4g}), which is a Student-t likelihood; the weight before "
+        "it, in units of that of the KL term, fixes the degrees of freedom."
+    ),
+    "discretized_logistic": (
+        "The gradient is that of a logistic density with the fixed scale {scale:.4g}, integrated over "
+        "bins of width {bin:.4g}: a probability for each grey level."
+    ),
+    "floored": (
+        "For errors up to about {error:.2g} the gradient is that of a logistic density with the fixed scale "
+        "{scale:.4g}, integrated over bins of width {bin:.4g}. Beyond, it vanishes or is rounding noise: the "
+        "probability is clamped from below. Write it with logsigmoid and log1p, and it holds everywhere."
+    ),
+    "negative_binomial": (
+        "The gradient is that of {name}, with the dispersion {theta} (torch's total_count)."
+    ),
+    "weighted_bernoulli": (
+        "It is a cross-entropy in which ones weigh {pos_weight:.4g} times as much as zeros (pos_weight), "
+        "with recon_x as {place}. Its two probabilities do not add up to 1, so it is no likelihood: for a "
+        "pixel with mean x its best output is w x / (1 - x + w x) with w = {pos_weight:.4g}, not x."
+    ),
+    "balanced": (
+        "It is a cross-entropy whose ones and zeros (x above 0.5 or not) are averaged separately: how "
+        "much a one weighs against a zero depends on the batch, here {low:.3g} to {high:.3g}. It is no "
+        "likelihood; its outputs are probabilities for data with as many ones as zeros."
+    ),
+    "smoothed_bernoulli": (
+        "It is a cross-entropy with smoothed labels: the target is {share:.4g} x + {offset:.4g}, and that is "
+        "its best output. It is the likelihood of other data than x."
+    ),
+    "predicted_scale": (
+        "The first half of recon_x is the mean, the second half the {link}: each number has a scale of "
+        "its own, and nothing is left to choose."
+    ),
+    "rescaled": (
+        "The gradient with respect to recon_x is that of a Gaussian likelihood with recon_x as the "
+        "location of {share:.4g} x + {offset:.4g}, into which the loss rescales x: its scale is in that "
+        "unit."
+    ),
+    "multinomial": (
+        "The gradient is that of a multinomial likelihood with recon_x as its logits: a softmax over all "
+        "{categories} numbers, with x as counts."
+    ),
+    "categorical": (
+        "The gradient is that of a categorical likelihood with recon_x as its logits: a softmax over "
+        "{categories} categories in each of {groups} groups."
+    ),
+    "mask": (
+        "The gradient is that of {name} for {counted} of the {dim} numbers; the others have the weight 0, "
+        "as if they were not observed."
+    ),
+    "per_element": (
+        "Each number has the gradient of {name}, with weights that differ between the numbers of an example, "
+        "from {low:.3g} to 1 times the largest. {consequence}"
+    ),
+    "per_example": (
+        "Each number has the gradient of {name}, with weights that belong to the place in the batch, from "
+        "{low:.3g} to 1 times the largest. {consequence}"
+    ),
+    "mixed": "The numbers of an example have different likelihoods: {parts}.",
+    "partly": "Of the numbers of an example {parts}; {left} fit none that I know.",
+    "optimal_scale": (
+        "The term is the logarithm of the squared error of the batch: a Gaussian likelihood whose standard "
+        "deviation is the best one for these errors. With D numbers in an example its weight is D/2."
+    ),
+    "correlated": (
+        "The term is a quadratic form of recon_x - x with a positive definite matrix: a Gaussian likelihood "
+        "whose noise is correlated between the numbers, with that matrix over the KL weight as its precision."
+    ),
+    "sign": (
+        "The reconstruction term is a log-likelihood, not its negative (of {name}): minimising it drives "
+        "recon_x away from x. If the loss is meant to be maximised, diagnose its negative."
+    ),
+    "mixes": "The reconstruction term mixes the examples of a batch; within this batch it is that of {name}.",
+    "clips": (
+        "For recon_x between 0 and 1 the gradient is that of {name}, but not beyond: the term changes its "
+        "form for large errors, or clips recon_x."
+    ),
+    "tolerates": (
+        "For ordinary errors the gradient is that of {name}, but not for errors below 0.01: the term "
+        "changes its form for small errors."
+    ),
+    "detached": (
+        "The gradient with respect to recon_x is that of {name}, but the value of the loss does not "
+        "change with recon_x as that gradient says: something is detached."
+    ),
+    "rounded": (
+        "It is a cross-entropy whose target is not x but whether x exceeds 0.5: for data of zeros and ones a "
+        "Bernoulli likelihood, for grey levels the likelihood of other data."
+    ),
+    "exchanged": (
+        "The reconstruction term is cross-entropy with prediction and target exchanged: it takes the "
+        "logarithm of x. If your arguments come as (x, recon_x), rename them or reorder them in a lambda."
+    ),
+    "shifted_logit": (
+        "It is a cross-entropy with sigmoid(1 - recon_x) where 1 - sigmoid(recon_x) belongs, and with "
+        "ones that weigh {pos_weight:.4g} times as much as zeros. For zeros the logit is shifted by 1."
+    ),
+    "by_data": (
+        "Each number has the gradient of {name}, with a weight that depends on x: {weights}. What is left "
+        "out or weighed by the data themselves is no likelihood of x."
+    ),
+    "by_size": (
+        "The gradient with respect to recon_x is that of {name}, times a factor that changes with the "
+        "size of the error: {function}."
+    ),
+    "location": (
+        "The term is a sum over the numbers of one function of recon_x - x. With fixed weights that is the "
+        "negative logarithm of a density of the error, if its integral is finite, but of none that I know by "
+        "name.{nearest}"
+    ),
+    "none": "The gradient with respect to recon_x is that of no likelihood that I know.{nearest}",
+}
+
+
+def say_reconstruction(found: Reconstruction, data_dim: int) -> Iterator[str]:
+    """Say what the reconstruction term is."""
+    values = {"nearest": "", **found.values}
+    family = values.get("family", found.family)
+    form = values.get("parameterization") or found.parameterization or ""
+    place = PLACES.get(form, "")
+    name = name_family(family) + (f" with recon_x as {place}" if place else "")
+    if form == "symmetric":
+        name = "a Bernoulli likelihood for data in [-1, 1], with the probability (recon_x + 1) / 2"
+    kind = found.kind
+    values |= {"name": name, "place": place}
+    if "shares" in values:
+        values["parts"] = ", ".join(
+            f"{count} are {name_family(family)}"
+            + (f" with recon_x as {PLACES[form]}" if form in PLACES else "")
+            for family, form, count in values["shares"]
+        )
+    if kind in ("per_element", "per_example"):
+        weights: Tensor = values["weights"]
+        if bool(((weights == 0) | (weights > 1 - 10 * TOLERANCE)).all()) and kind == "per_element":
+            kind = "mask"
+            values |= {"counted": int((weights != 0).sum()), "dim": data_dim}
+        values["low"] = float(weights.min())
+        is_free = family in ("gaussian", "laplace")
+        values["consequence"] = (
+            "Each is a likelihood with a scale of its own, the larger the smaller its weight."
+            if is_free
+            else "Without a scale to absorb them, weights that differ make this no likelihood."
+        )
+    if kind == "negative_binomial":
+        low, high = (f"{float(value):.4g}" for value in torch.aminmax(values["dispersion"]))
+        values["theta"] = low if low == high else f"of each number, from {low} to {high}"
+    if kind == "balanced":
+        values["low"], values["high"] = values["ratios"]
+    if kind == "by_data":
+        values["weights"] = ", ".join(
+            f"{weight:.3g} where {where}" for where, weight in values["weights"].items()
+        )
+    if kind == "by_size":
+        is_root = values["function"] == "root"
+        values["function"] = (
+            "the term is the square root of the summed error of the batch"
+            if is_root
+            else "it is a function of the whole error"
+        )
+    if "misfit" in values:
+        values["nearest"] = f" The nearest, {name}, misses it by {values['misfit']:.2g} of its size."
+    yield _RECONSTRUCTION.get(kind, _RECONSTRUCTION["read"]).format(**values)
+    if form == "probabilities" and found.family == "multinomial":
+        yield (
+            "That is a likelihood only if recon_x adds up to 1 within each group, as after a softmax. "
+            "After a sigmoid nothing keeps recon_x away from 1, since the part for x = 0 is missing."
+        )
+    if values.get("overflows"):
+        yield "For recon_x far from x the loss or its gradient is not finite: rewrite it before training."
