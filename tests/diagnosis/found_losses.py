@@ -109,7 +109,14 @@ def _(x_vae, net_input, z_mean, unused):
 MIXED = {"family": "mixed", "posterior": "fixed", "is_elbo": False, "beta": None, "kl_weight": 1 / (32 * 200)}
 
 
-@found("three-blocks", 112, 32, MIXED, "104 are a Gaussian likelihood", "8 are a multinomial likelihood")
+@found(
+    "three-blocks",
+    112,
+    32,
+    MIXED,
+    "104 of a Gaussian likelihood",
+    "multiply the multinomial part by 0.000495105",
+)
 def _(out, inp, mu, unused, alpha=0.25, beta=200.0):
     n, rest = 8, 103
     ce = -((out[:, :n].clamp(min=0) + 1e-9).log() * inp[:, :n]).sum(1)
@@ -192,7 +199,7 @@ def _(recon_x, x, mu, logvar, anneal=0.2):
 CORRELATED = {"family": "gaussian_correlated", "is_elbo": True, "batch_reduction": "sum"}
 
 
-@found("error-of-the-means-too", 144, 8, CORRELATED, "noise is correlated")
+@found("error-of-the-means-too", 144, 8, CORRELATED, "noise correlated between the numbers")
 def _(x_recons, x, z_mean, z_log_var):
     x, r = x.view(-1, 24, 6), x_recons.view(-1, 24, 6)
     rec = (x - r).pow(2).sum() + (x.mean(2) - r.mean(2)).pow(2).sum()
@@ -226,7 +233,7 @@ PREDICTED = {
 }
 
 
-@found("predicted-scale", 60, 5, PREDICTED, "softplus of the scale")
+@found("predicted-scale", 60, 5, PREDICTED, "the second the scale before a softplus")
 def _(recon, x, mu, logvar):
     m, s = recon[:, :30], F.softplus(recon[:, 30:])
     return kl_terms(mu, logvar).mean(0).sum() - Normal(m, s).log_prob(x[:, :30]).mean(0).sum()
@@ -270,7 +277,7 @@ def _(a, x, mu, logvar):
 BALANCED = {"family": "weighted_bernoulli", "posterior": "log_scale", "is_elbo": False}
 
 
-@found("balanced-edges", 60, 16, BALANCED, "averaged separately", "depends on the batch")
+@found("balanced-edges", 60, 16, BALANCED, "averages ones and zeros", "reduction with the factor 0.25")
 def _(p, adj, mu, logstd, eps=1e-15):
     edges = adj > 0.5
     rec = -torch.log(p[edges] + eps).mean() - torch.log(1 - p[~edges] + eps).mean()
@@ -317,7 +324,7 @@ CAPACITY = {
 CAPACITY |= {"kl_fault": "malformed: wrong dependence on mu and logvar (a capacity)"}
 
 
-@found("large-capacity", 64, 2, CAPACITY, "a capacity of 25 nats")
+@found("large-capacity", 64, 2, CAPACITY, "a capacity of 25 nats", "leave out the capacity")
 def _(recon, data, mean, logvar, gamma=1000.0, capacity=25.0):
     rec = F.mse_loss(recon * 255, data * 255, reduction="sum") / 255 / len(data)
     return rec + gamma * (kl_terms(mean, logvar).mean(0).sum() - capacity).abs()
@@ -332,7 +339,7 @@ TWO_SIGNS = {"family": "gaussian", "kl_fault": "malformed: wrong dependence on l
     20,
     TWO_SIGNS,
     "the variance grow without bound",
-    "1 for mu**2, -1 for the variance",
+    "the factor 1, the variance -1",
 )
 def _(r, x, mu, logvar):
     kl = 0.5 * torch.sum(mu * mu - logvar.exp() - logvar - 1, dim=1).sum()

@@ -129,7 +129,7 @@ def _(x, recon_x, logvar, mu, beta_rec=1.0, beta_kl=1.0):
 SHIFTED_PRIOR = {"family": "gaussian", "kl_fault": "malformed: a KL from another prior than N(0, I)"}
 
 
-@public("svg", 4096, 10, SHIFTED_PRIOR, "mean 0.3 and standard deviation 0.7788", "draw z from it")
+@public("svg", 4096, 10, SHIFTED_PRIOR, "mean 0.3 and standard deviation 0.7788", "draw z to generate")
 def _(x_pred, x, mu, logvar, mu_p=0.3, logvar_p=-0.5):
     ratio = (logvar.exp() + (mu - mu_p) ** 2) / (2 * math.exp(logvar_p))
     return F.mse_loss(x_pred, x) + 1e-4 * (0.5 * (logvar_p - logvar) + ratio - 0.5).sum() / 100
@@ -138,7 +138,7 @@ def _(x_pred, x, mu, logvar, mu_p=0.3, logvar_p=-0.5):
 TWO_MODALITIES = {"family": "mixed", "is_elbo": True, "beta": None, "batch_reduction": "mean"}
 
 
-@public("multimodal-vae-public", 794, 64, TWO_MODALITIES, "784 are a Bernoulli", "10 are a categorical")
+@public("multimodal-vae-public", 794, 64, TWO_MODALITIES, "784 of a Bernoulli", "10 of a categorical")
 def _(recon, x, mu, logvar, lambda_image=1.0, lambda_text=1.0):
     image, text = recon[:, :784], recon[:, 784:]
     bce = F.binary_cross_entropy_with_logits(image, x[:, :784], reduction="none").sum(1)
@@ -229,13 +229,15 @@ def _(recon, x, mu, sigma):
     return sse(recon, x).mean() + torch.clamp(kl, min=3.0).mean()
 
 
-@public("MuseMorphose", 64, 16, FREE, "The first 0.25 nats", "of each latent and averaged over the batch")
+@public("MuseMorphose", 64, 16, FREE, "The first 0.25 nats", "of each latent, averaged over the batch,")
 def _(recon, x, mu, logvar, beta=1.0, free_bits=0.25):
     kl = kl_terms(mu, logvar).mean(0).clamp(min=free_bits).mean()
     return {"total_loss": F.mse_loss(recon, x) + beta * kl, "kldiv_loss": kl}
 
 
-@public("a-margin", 784, 20, {"family": "unknown", "is_elbo": False}, "misses it by 0.1", "of recon_x - x")
+@public(
+    "a-margin", 784, 20, {"family": "unknown", "is_elbo": False}, "relative misfit of 0.1", "of recon_x - x"
+)
 def _(recon, x, mu, logvar, margin=4.0):
     error = F.relu((x - recon).abs() - math.sqrt(margin / x.shape[1])).square().sum(1)
     return (error + kl_of(mu, logvar)).mean(), {"margin": margin}
@@ -280,9 +282,7 @@ SCALES = nn.Parameter(torch.full((16,), 0.1))
 TABLE = {"family": "mixed", "is_elbo": False, "posterior": "logvar"}
 
 
-@public(
-    "CTGAN", 16, 128, TABLE, "2 are a Gaussian", "tanh is its location", "14 are a categorical", "(SCALES)"
-)
+@public("CTGAN", 16, 128, TABLE, "2 of a Gaussian", "tanh is its location", "14 of a categorical", "(SCALES)")
 def _(recon_x, x, mu, logvar, factor=2):
     rec: list[Tensor] = []
     for column in (0, 5):

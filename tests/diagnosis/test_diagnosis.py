@@ -274,10 +274,10 @@ UNKNOWN = {
     "root-mean-squared-error": (lambda r, x: mse_loss(r, x).sqrt(), "a factor that changes with the size"),
     "squared-and-absolute": (lambda r, x: mse_loss(r, x) + l1_loss(r, x), "of none that I know by name"),
     "charbonnier": (lambda r, x: ((r - x).square() + 1e-2).sqrt().mean(), "of none that I know by name"),
-    "cosine": (lambda r, x: -F.cosine_similarity(r, x).mean(), "no likelihood that I know"),
+    "cosine": (lambda r, x: -F.cosine_similarity(r, x).mean(), "fits no likelihood that I know"),
     "exchanged": (lambda r, x: bce(x, r), "prediction and target exchanged"),
     "log-likelihood": (lambda r, x: -mse_loss(r, x), "not its negative"),
-    "perceptual": (perceptual, "no likelihood that I know"),
+    "perceptual": (perceptual, "fits no likelihood that I know"),
 }
 
 

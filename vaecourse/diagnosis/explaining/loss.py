@@ -16,12 +16,11 @@ _LAMBDAS = {
 
 _MOVES = {
     "scale": (
-        "One of them scales the error, but what the loss adds for it is not the logarithm of that scale: "
-        "it is not the normaliser of a density."
+        "One of them scales the error, but the loss does not add the logarithm of that scale, so the "
+        "normaliser of the density is missing."
     ),
     "shape": (
-        "The reconstruction term moves with them; whether its constants follow, as those of a density "
-        "must, was not checked."
+        "The reconstruction term depends on them; whether its normaliser changes with them was not checked."
     ),
     "weight": "The weight of the KL term is trained: minimising the loss drives it to its smallest value.",
     "prior": "They belong to the prior, which moves during training.",
@@ -56,7 +55,7 @@ def say_verdict(
 
 def _say_training(name: str, trained_beta: float) -> str:
     if not math.isfinite(trained_beta):
-        return f"This is not a negative ELBO: it has {name} whose trained scale is not paid for."
+        return f"This is not a negative ELBO: {name} has a trained scale without its logarithm."
     return (
         f"With {name} whose scale is trained, this is a beta-VAE objective, beta = {trained_beta:.6g}; "
         "it is not a negative ELBO."
@@ -70,11 +69,12 @@ def _say_what_it_is(
     if not recon.is_known:
         return "This is not a negative ELBO of any likelihood that I know."
     if kl.fault is not None:
-        return f"The reconstruction term is that of {name}, but there is no valid KL term: {kl.fault}."
+        verb = {"wrong": "has the ", "takes": ""}.get(kl.fault.partition(" ")[0], "is ")
+        return f"The reconstruction term is that of {name}; the KL term {verb}{kl.fault}."
     if is_elbo and scale is not None:
         symbols = {"laplace": "scale b", "student": "scale"}
         symbol = symbols.get(recon.family.partition("_")[0], "standard deviation")
-        seen = "" if beta is None else f"; seen from {symbol} 1, its beta is {beta:.6g}"
+        seen = "" if beta is None else f"; at {symbol} 1 its beta is {beta:.6g}"
         return (
             f"This is the negative ELBO of {name} with {symbol} {scale:.6g}, up to a "
             f"factor and a constant{seen}."
@@ -94,16 +94,16 @@ def _say_what_it_is(
         return f"This is not a negative ELBO, since its reconstruction term is {name} for small errors only."
     if recon.family == "student_t":
         return (
-            f"This is not a negative ELBO: {name} would need a positive number of degrees of freedom, and "
-            "the weight of the KL term leaves none."
+            f"This is not a negative ELBO: {name} needs positive degrees of freedom, which this KL weight "
+            "rules out."
         )
     if recon.kind == "mixed":
         return (
-            "This is not a negative ELBO, since the parts of its likelihood have weights that do not match "
-            "that of the KL term."
+            "This is not a negative ELBO: the weights of the parts of its likelihood do not match that of "
+            "the KL term."
         )
     if beta is not None:
-        return f"This may not be a negative ELBO while it is trained: it has {name} whose parameters move."
+        return f"This may cease to be a negative ELBO: training moves the parameters of {name}."
     return f"This is not a negative ELBO, since its reconstruction term is {name}."
 
 
@@ -140,13 +140,16 @@ def say_call(experiment: Experiment) -> Iterator[str]:
 def say_batch(rules: dict[str, str], batch_size: int, is_seen: bool) -> Iterator[str]:
     """Say how the batch is reduced, where the terms differ or nothing was seen."""
     if not is_seen:
-        yield f"The loss accepts batches of {batch_size} only; how it reduces them is not seen."
+        yield f"The loss accepts batches of {batch_size} only; how it reduces them is unknown."
     elif len(set(rules.values())) == 2:
-        both = ", ".join(f"{rule} of the {term} term" for term, rule in rules.items())
+        both = " and ".join(f"the {rule} of the {term} term" for term, rule in rules.items())
         yield (
-            f"Over the batch the loss takes the {both}, so that beta changes with the batch "
-            f"size; the values are for {batch_size} examples."
+            f"Over the batch the loss takes {both}. So beta changes with the batch size; the values here are "
+            f"for {batch_size} examples."
         )
+    for term, rule in rules.items():
+        if rule not in ("mean", "sum"):
+            yield f"Over the batch the {term} term is neither averaged nor summed ({rule})."
 
 
 def say_weights(
@@ -161,10 +164,10 @@ def say_weights(
         yield _weight_sentence(f"summed {error}", recon_weight, habits)
     if kl_weight is not None and kl_weight > 0:
         habits = [
-            (1.0, "the closed form as it is"),
+            (1.0, "the plain closed form"),
             (2.0, "perhaps a missing 1/2"),
             (1 / latent_dim, f"a mean over its {latent_dim} latents"),
-            (1 / data_dim, "a division by the numbers of an example"),
+            (1 / data_dim, f"divided by the {data_dim} numbers of an example"),
         ]
         yield _weight_sentence("KL divergence, summed over the latents,", kl_weight, habits)
 
@@ -182,9 +185,9 @@ def say_parameters(parameters: Parameters, trained_beta: float | None) -> Iterat
         if math.isinf(trained_beta):
             yield "The logarithm of that scale is missing: training makes the scale grow without bound."
         elif math.isclose(trained_beta, 1, rel_tol=1e-3):
-            yield "The weight of the KL term fits it."
+            yield "The KL weight is that of an ELBO."
         else:
-            yield "A KL weight beside a learned scale does not change the scale: it is a beta."
+            yield "The learned scale cannot absorb the KL weight, so that weight is a beta."
     else:
         yield _MOVES[parameters.moves]
 
@@ -193,11 +196,10 @@ def say_parameters(parameters: Parameters, trained_beta: float | None) -> Iterat
 
 _CLOSED_FORM = "kl = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).sum(1)"
 _UNITS = {
-    "gaussian": (
-        "σ",
-        "((recon_x - x)**2).sum(1).mean() / (2 * sigma**2) + kl.mean()",
-    ),
+    "gaussian": ("σ", "((recon_x - x)**2).sum(1).mean() / (2 * sigma**2) + kl.mean()"),
     "laplace": ("b", "(recon_x - x).abs().sum(1).mean() / b + kl.mean()"),
+    "gaussian_per_element": ("σ", "(mask * (recon_x - x)**2).sum(1).mean() / (2 * sigma**2) + kl.mean()"),
+    "laplace_per_element": ("b", "(mask * (recon_x - x).abs()).sum(1).mean() / b + kl.mean()"),
 }
 
 
@@ -212,29 +214,38 @@ def advise(
     """Say which line of code to change, and to what."""
     if kl.fault is None and (form := _LAMBDAS.get(kl.posterior or "")) is not None:
         yield (
-            "In the usual form, with a log-variance: lambda recon_x, x, mu, logvar: "
-            f"loss_fn(recon_x, x, mu, {form})"
+            f"To call it with a log-variance: lambda recon_x, x, mu, logvar: loss_fn(recon_x, x, mu, {form})"
         )
     yield from _advise_on_divergence(kl)
     if is_mixed:
         yield "Reduce both terms over the batch in the same way: .sum(1).mean() for each."
-    elif scale is not None and recon.family in _UNITS:
+    elif scale is not None and recon.family in _UNITS and trained_beta is None:
         symbol, formula = _UNITS[recon.family]
         yield (
-            f"This {symbol} is in the unit of x: if your x lies in [-1, 1], the same data in [0, 1] have "
+            f"{symbol} is in the unit of x. If your x lies in [-1, 1], rescaling it to [0, 1] gives "
             f"{symbol} = {scale / 2:.6g}."
         )
         yield f"To choose {symbol}: loss = {formula}, with {_CLOSED_FORM}"
+    elif recon.kind == "mixed" and kl.factor is not None:
+        yield from _advise_on_parts(recon, kl.factor)
     elif scale is None and beta is not None and not math.isclose(beta, 1, rel_tol=10 * TOLERANCE):
         yield f"For beta = 1, multiply the KL term by {1 / beta:.6g}."
     if trained_beta is not None and not math.isclose(trained_beta, 1, rel_tol=1e-3):
         yield (
-            "For an ELBO with a learned scale, add the logarithm of the scale for each number of x, or "
-            "fix the scale."
+            "For an ELBO, add the logarithm of the scale for each number of x, or fix the scale."
             if math.isinf(trained_beta)
-            else f"For an ELBO with a learned scale, multiply the KL term by {1 / trained_beta:.6g}."
+            else f"For an ELBO, multiply the KL term by {1 / trained_beta:.6g}."
         )
     yield from _advise_on_reconstruction(recon)
+
+
+def _advise_on_parts(recon: Reconstruction, kl_factor: float) -> Iterator[str]:
+    """Say by how much to multiply the parts whose likelihood has no free scale."""
+    for part in recon.values["parts"]:
+        ratio = kl_factor / (float(part.weights[0]) * (recon.factor or math.nan))
+        is_one = bool((part.weights - part.weights[0]).abs().max() <= 10 * TOLERANCE * part.weights[0])
+        if part.family not in ("gaussian", "laplace") and is_one and not math.isclose(ratio, 1, rel_tol=1e-3):
+            yield f"For beta = 1, multiply the {part.family} part by {ratio:.6g}."
 
 
 def _advise_on_divergence(kl: Divergence) -> Iterator[str]:
@@ -255,23 +266,33 @@ def _advise_on_divergence(kl: Divergence) -> Iterator[str]:
             f"instead; otherwise write {_CLOSED_FORM}"
         )
     elif kl.kind == "allowance":
-        yield "For an ELBO, leave the allowance out; report the ELBO without it in any case."
+        yield (
+            "For an ELBO, leave out "
+            f"{kl.values['name'].replace('free', 'the free').replace('a c', 'the c')} and give the KL "
+            "divergence the weight 1."
+        )
     elif kl.kind == "weights":
         yield f"For an ELBO, give all latents one weight: {_CLOSED_FORM}"
     elif kl.kind == "single_draw":
         yield f"Write the closed form instead: {_CLOSED_FORM}"
     elif kl.fault is not None and kl.kind not in ("prior", "taken"):
-        yield f"Write the KL term as {_CLOSED_FORM}, with the log-variance, and average it over the batch."
+        yield f"Write {_CLOSED_FORM}, reduced over the batch like the reconstruction term."
 
 
 def _advise_on_reconstruction(recon: Reconstruction) -> Iterator[str]:
     if recon.kind in ("weighted_bernoulli", "balanced", "shifted_logit", "smoothed_bernoulli"):
+        function = {"probabilities": "", "logits": "_with_logits"}.get(recon.parameterization or "logits", "")
         yield (
-            "For a likelihood: F.binary_cross_entropy_with_logits(logits, x, "
+            f"For a likelihood: F.binary_cross_entropy{function}(recon_x, x, "
             "reduction='none').sum(1).mean(), without weights."
         )
+    elif recon.kind == "floored":
+        yield (
+            "With the two bin edges a > b: log_p = F.logsigmoid(a) + F.logsigmoid(-b) + "
+            "torch.log1p(-(b - a).exp()) needs no clamp."
+        )
     elif recon.kind == "by_data":
-        yield "If numbers are missing, mark them in a mask, so that x does not decide what counts."
+        yield "If numbers are missing, pass a mask that records which, not one made from x."
     elif recon.kind in ("none", "clips"):
         yield (
             "x and recon_x were drawn from [0, 1]. If this is a cross-entropy for data in [-1, 1], "

@@ -12,12 +12,12 @@ FAMILY_NAMES = {
     "discretized_logistic": "a discretised logistic likelihood",
     "hyperbolic_secant": "a hyperbolic-secant likelihood (log-cosh)",
     "student_t": "a Student-t likelihood",
-    "gaussian_predicted_scale": "a Gaussian likelihood whose decoder predicts mean and spread",
-    "laplace_predicted_scale": "a Laplace likelihood whose decoder predicts mean and spread",
+    "gaussian_predicted_scale": "a Gaussian likelihood with predicted mean and scale",
+    "laplace_predicted_scale": "a Laplace likelihood with predicted mean and scale",
     "gaussian_optimal_scale": "a Gaussian likelihood at its best standard deviation",
     "gaussian_correlated": "a Gaussian likelihood with correlated noise",
     "mixed": "a likelihood of several parts",
-    "huber": "Huber's loss",
+    "huber": "the Huber loss",
     "weighted_bernoulli": "a weighted cross-entropy",
     "smoothed_bernoulli": "a cross-entropy with smoothed labels",
 }
@@ -30,24 +30,24 @@ PLACES = {
     "mean": "its mean",
     "log_mean": "the logarithm of its mean",
     "tanh": "the value whose tanh is its location",
-    "loc_and_scale": "its mean (first half) and spread (second half)",
+    "loc_and_scale": "its mean (first half) and scale (second half)",
 }
 POSTERIOR_NAMES = {
     "logvar": "the log-variance",
     "log_scale": "log σ",
     "scale": "σ",
     "variance": "the variance σ²",
-    "log_precision": "a log-precision, minus the log-variance",
+    "log_precision": "the log-precision (minus the log-variance)",
     "sigmoid_scale": "a raw output whose sigmoid is σ",
     "softplus_scale": "a raw output whose softplus is σ",
     "softplus_variance": "a raw output whose softplus is the variance σ²",
-    "negative_abs_logvar": "a raw output v, with the log-variance -|v|",
+    "negative_abs_logvar": "a raw output v with log-variance -|v|",
 }
 
 
 _WEIGHTED = {
-    "_per_element": " whose numbers have known weights",
-    "_per_example": " whose examples have known weights",
+    "_per_element": " (with fixed weights per number)",
+    "_per_example": " (with fixed weights per example)",
 }
 
 

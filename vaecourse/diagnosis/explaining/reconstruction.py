@@ -12,9 +12,9 @@ from vaecourse.diagnosis.reading import TOLERANCE, Reconstruction
 _RECONSTRUCTION = {
     "read": "The gradient with respect to recon_x is that of {name}.",
     "huber": (
-        "It is Huber's loss: squared up to an error of {delta:.4g}, absolute beyond it. exp(-loss) becomes a "
-        "density (Gaussian centre, Laplace tails) when it is divided by its integral, which this code leaves "
-        "out. The integral does not depend on recon_x, so training is that of the density, but the value of "
+        "It is the Huber loss: squared up to an error of {delta:.4g}, absolute beyond it. Divided by its "
+        "integral, exp(-loss) is a density (Gaussian centre, Laplace tails), but the loss leaves out that "
+        "integral. It does not depend on recon_x, so the gradients are those of the density; the value of "
         "the loss is no bound on a log-likelihood."
     ),
     "log_cosh": (
@@ -22,43 +22,42 @@ _RECONSTRUCTION = {
         "density with that fixed rate: squared for small errors, absolute for large ones."
     ),
     "student_t": (
-        "Each error t enters as log(1 + t²/{spread:.4g}), which is a Student-t likelihood; the weight before "
-        "it, in units of that of the KL term, fixes the degrees of freedom."
+        "Each error t enters as log(1 + t²/{spread:.4g}), which is a Student-t likelihood; its weight "
+        "relative to the KL term fixes the degrees of freedom."
     ),
     "discretized_logistic": (
         "The gradient is that of a logistic density with the fixed scale {scale:.4g}, integrated over "
         "bins of width {bin:.4g}: a probability for each grey level."
     ),
     "floored": (
-        "For errors up to about {error:.2g} the gradient is that of a logistic density with the fixed scale "
-        "{scale:.4g}, integrated over bins of width {bin:.4g}. Beyond, it vanishes or is rounding noise: the "
-        "probability is clamped from below. Write it with logsigmoid and log1p, and it holds everywhere."
+        "For errors up to about {error:.2g} the gradient is that of a logistic density with the fixed "
+        "scale {scale:.4g}, integrated over bins of width {bin:.4g}. For larger errors it is zero or "
+        "rounding noise, because the probability is clamped from below."
     ),
     "negative_binomial": (
         "The gradient is that of {name}, with the dispersion {theta} (torch's total_count)."
     ),
     "weighted_bernoulli": (
         "It is a cross-entropy in which ones weigh {pos_weight:.4g} times as much as zeros (pos_weight), "
-        "with recon_x as {place}. Its two probabilities do not add up to 1, so it is no likelihood: for a "
-        "pixel with mean x its best output is w x / (1 - x + w x) with w = {pos_weight:.4g}, not x."
+        "with recon_x as {place}. It gives x = 0 and x = 1 probabilities that do not add up to 1, so it "
+        "is no likelihood. For mean x the best output is w x / (1 - x + w x), w = {pos_weight:.4g}."
     ),
     "balanced": (
-        "It is a cross-entropy whose ones and zeros (x above 0.5 or not) are averaged separately: how "
-        "much a one weighs against a zero depends on the batch, here {low:.3g} to {high:.3g}. It is no "
-        "likelihood; its outputs are probabilities for data with as many ones as zeros."
+        "It is a cross-entropy that averages ones and zeros (x above 0.5 or not) separately, so the "
+        "weight of a one relative to a zero depends on the batch, here {low:.3g} to {high:.3g}. It is no "
+        "likelihood of x: its best outputs assume as many ones as zeros."
     ),
     "smoothed_bernoulli": (
-        "It is a cross-entropy with smoothed labels: the target is {share:.4g} x + {offset:.4g}, and that is "
-        "its best output. It is the likelihood of other data than x."
+        "It is a cross-entropy with smoothed labels: the target, and so the best output, is {target}. It "
+        "is the likelihood of that target, not of x."
     ),
     "predicted_scale": (
-        "The first half of recon_x is the mean, the second half the {link}: each number has a scale of "
-        "its own, and nothing is left to choose."
+        "The first half of recon_x is the mean, the second the {link}. Each number has its own scale, so "
+        "you choose none."
     ),
     "rescaled": (
-        "The gradient with respect to recon_x is that of a Gaussian likelihood with recon_x as the "
-        "location of {share:.4g} x + {offset:.4g}, into which the loss rescales x: its scale is in that "
-        "unit."
+        "The loss rescales x to {target}; its gradient is that of a Gaussian "
+        "likelihood of that, with recon_x as its location. σ is in that unit."
     ),
     "multinomial": (
         "The gradient is that of a multinomial likelihood with recon_x as its logits: a softmax over all "
@@ -73,43 +72,44 @@ _RECONSTRUCTION = {
         "as if they were not observed."
     ),
     "per_element": (
-        "Each number has the gradient of {name}, with weights that differ between the numbers of an example, "
-        "from {low:.3g} to 1 times the largest. {consequence}"
+        "Each number has the gradient of {name}, with a weight that differs between the numbers: relative "
+        "to the largest, {low:.3g} to 1. {consequence}"
     ),
     "per_example": (
-        "Each number has the gradient of {name}, with weights that belong to the place in the batch, from "
-        "{low:.3g} to 1 times the largest. {consequence}"
+        "Each number has the gradient of {name}, with a weight that depends on its place in the batch: "
+        "relative to the largest, {low:.3g} to 1. {consequence}"
     ),
     "mixed": "The numbers of an example have different likelihoods: {parts}.",
-    "partly": "Of the numbers of an example {parts}; {left} fit none that I know.",
+    "partly": "In an example: {parts}; the other {left} fit none that I know.",
     "optimal_scale": (
-        "The term is the logarithm of the squared error of the batch: a Gaussian likelihood whose standard "
-        "deviation is the best one for these errors. With D numbers in an example its weight is D/2."
+        "The term is the logarithm of the squared error of the batch: a Gaussian likelihood whose "
+        "standard deviation is the best one for these errors. For an ELBO its weight is D/2, for D "
+        "numbers."
     ),
     "correlated": (
-        "The term is a quadratic form of recon_x - x with a positive definite matrix: a Gaussian likelihood "
-        "whose noise is correlated between the numbers, with that matrix over the KL weight as its precision."
+        "The term is half a quadratic form of recon_x - x with a positive definite matrix: a Gaussian "
+        "likelihood with noise correlated between the numbers. Its precision is that matrix divided by "
+        "the KL weight."
     ),
     "sign": (
-        "The reconstruction term is a log-likelihood, not its negative (of {name}): minimising it drives "
-        "recon_x away from x. If the loss is meant to be maximised, diagnose its negative."
+        "The reconstruction term is the logarithm of {name}, not its negative: minimising it drives "
+        "recon_x away from x. If you maximise the loss, diagnose its negative."
     ),
     "mixes": "The reconstruction term mixes the examples of a batch; within this batch it is that of {name}.",
     "clips": (
-        "For recon_x between 0 and 1 the gradient is that of {name}, but not beyond: the term changes its "
-        "form for large errors, or clips recon_x."
+        "For recon_x between 0 and 1 the gradient is that of {name}, but not outside: the term changes "
+        "its form for large errors, or clips recon_x."
     ),
     "tolerates": (
-        "For ordinary errors the gradient is that of {name}, but not for errors below 0.01: the term "
-        "changes its form for small errors."
+        "The gradient is that of {name}, except for errors below 0.01, where the term has another form."
     ),
     "detached": (
         "The gradient with respect to recon_x is that of {name}, but the value of the loss does not "
-        "change with recon_x as that gradient says: something is detached."
+        "follow that gradient: something is detached."
     ),
     "rounded": (
-        "It is a cross-entropy whose target is not x but whether x exceeds 0.5: for data of zeros and ones a "
-        "Bernoulli likelihood, for grey levels the likelihood of other data."
+        "It is a cross-entropy with x rounded to 0 or 1 as its target: a Bernoulli likelihood if x is 0 "
+        "or 1; for grey levels, the likelihood of the rounded x."
     ),
     "exchanged": (
         "The reconstruction term is cross-entropy with prediction and target exchanged: it takes the "
@@ -120,19 +120,18 @@ _RECONSTRUCTION = {
         "ones that weigh {pos_weight:.4g} times as much as zeros. For zeros the logit is shifted by 1."
     ),
     "by_data": (
-        "Each number has the gradient of {name}, with a weight that depends on x: {weights}. What is left "
-        "out or weighed by the data themselves is no likelihood of x."
+        "Each number has the gradient of {name}, with a weight that depends on x: {weights}. A weight "
+        "that depends on x itself makes this no likelihood of x."
     ),
     "by_size": (
         "The gradient with respect to recon_x is that of {name}, times a factor that changes with the "
         "size of the error: {function}."
     ),
     "location": (
-        "The term is a sum over the numbers of one function of recon_x - x. With fixed weights that is the "
-        "negative logarithm of a density of the error, if its integral is finite, but of none that I know by "
-        "name.{nearest}"
+        "The term sums one function of recon_x - x over the numbers. That is the negative logarithm of a "
+        "density of the error, if it can be normalised, but of none that I know by name.{nearest}"
     ),
-    "none": "The gradient with respect to recon_x is that of no likelihood that I know.{nearest}",
+    "none": "The gradient with respect to recon_x fits no likelihood that I know.{nearest}",
 }
 
 
@@ -149,10 +148,13 @@ def say_reconstruction(found: Reconstruction, data_dim: int) -> Iterator[str]:
     values |= {"name": name, "place": place}
     if "shares" in values:
         values["parts"] = ", ".join(
-            f"{count} are {name_family(family)}"
+            f"{count} of {name_family(family)}"
             + (f" with recon_x as {PLACES[form]}" if form in PLACES else "")
             for family, form, count in values["shares"]
         )
+    if "offset" in values:
+        sign = "-" if values["offset"] < 0 else "+"
+        values["target"] = f"{values['share']:.4g} x {sign} {abs(values['offset']):.4g}"
     if kind in ("per_element", "per_example"):
         weights: Tensor = values["weights"]
         if bool(((weights == 0) | (weights > 1 - 10 * TOLERANCE)).all()) and kind == "per_element":
@@ -161,9 +163,9 @@ def say_reconstruction(found: Reconstruction, data_dim: int) -> Iterator[str]:
         values["low"] = float(weights.min())
         is_free = family in ("gaussian", "laplace")
         values["consequence"] = (
-            "Each is a likelihood with a scale of its own, the larger the smaller its weight."
+            "Each has its own scale: the smaller its weight, the larger the scale."
             if is_free
-            else "Without a scale to absorb them, weights that differ make this no likelihood."
+            else "No scale can absorb unequal weights, so this is no likelihood."
         )
     if kind == "negative_binomial":
         low, high = (f"{float(value):.4g}" for value in torch.aminmax(values["dispersion"]))
@@ -179,10 +181,10 @@ def say_reconstruction(found: Reconstruction, data_dim: int) -> Iterator[str]:
         values["function"] = (
             "the term is the square root of the summed error of the batch"
             if is_root
-            else "it is a function of the whole error"
+            else "it depends on the summed error"
         )
     if "misfit" in values:
-        values["nearest"] = f" The nearest, {name}, misses it by {values['misfit']:.2g} of its size."
+        values["nearest"] = f" The nearest is {name}, with a relative misfit of {values['misfit']:.2g}."
     yield _RECONSTRUCTION.get(kind, _RECONSTRUCTION["read"]).format(**values)
     if form == "probabilities" and found.family == "multinomial":
         yield (

@@ -64,8 +64,8 @@ _LINKS: dict[str, Callable[[Tensor], Tensor]] = {  # scale, from what a decoder 
     "log-variance": lambda s: (0.5 * s).exp(),
     "scale": lambda s: s,
     "variance": torch.sqrt,
-    "softplus of the scale": F.softplus,
-    "softplus of the variance": lambda s: F.softplus(s).sqrt(),
+    "scale before a softplus": F.softplus,
+    "variance before a softplus": lambda s: F.softplus(s).sqrt(),
 }
 
 
