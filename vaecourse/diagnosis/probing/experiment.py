@@ -71,11 +71,13 @@ def _are_finite(regions: dict[str, list[Probe]]) -> bool:
 
 
 def _find_domain(prober: Prober) -> dict[str, list[Probe]]:
+    """Find a domain, and whether recon_x is as wide as x or twice as wide, for which the loss is finite."""
     failure: LossError | None = None
     is_number = False
-    for width in (1, 2):  # in numbers of x
+    usual, *others = DOMAINS
+    for width, domains in ((1, [usual]), (2, [usual]), (1, others), (2, others)):
         prober.recon_dim = width * prober.data_dim
-        for prober.domain in DOMAINS:
+        for prober.domain in domains:
             try:
                 regions = probe_regions(prober)
             except LossError as error:
@@ -85,8 +87,6 @@ def _find_domain(prober: Prober) -> dict[str, list[Probe]]:
             is_number = True
             if _are_finite(regions):
                 return regions
-        if is_number:
-            break
     if failure is not None and not is_number:
         raise failure
     raise ValueError(f"loss_fn or its gradient is NaN or infinite for pixels in (0, 1); expected {FORM}")

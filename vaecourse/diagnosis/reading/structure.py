@@ -118,11 +118,10 @@ def grouped(experiment: Experiment) -> Iterator[Reconstruction]:
 def by_columns(experiment: Experiment, screen: Numbers) -> Iterator[Reconstruction]:
     """Each column with a likelihood and a weight of its own; those that have none are counted."""
     dim = experiment.prober.data_dim
-    every = Numbers.of(experiment.probes, slice(None))
-    seen = every if dim <= 16 * SCREEN else screen
+    seen = Numbers.of(experiment.probes, slice(None)) if dim <= 16 * SCREEN else screen
     forms = [form for form, nll in PLAIN.items() if fits(float(_column_fits(seen, nll)[1].min()))]
     left = torch.ones(dim, dtype=torch.bool)
-    numbers = every if forms else screen
+    numbers = Numbers.of(experiment.probes, slice(None)) if forms else screen
     parts: list[_Part] = []
     for family, parameterization in forms:
         nll = PLAIN[family, parameterization]
