@@ -495,10 +495,41 @@ def test_learned_scale_without_its_logarithm_is_no_elbo():
     assert not found.is_elbo and "add the logarithm of the scale" in found.explain()
 
 
-def test_trained_weight_of_the_kl_is_noticed():
-    weight = nn.Parameter(torch.tensor(1.0))
-    found = diagnose(lambda r, x, m, v: sse(r, x).mean() + weight * kl_of(m, v).mean())
-    assert not found.is_elbo and "The weight of the KL term is trained" in found.explain()
+weight, shift = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.zeros(K))
+MOVING = {  # the loss, whether it is an ELBO, words of the verdict, words of the text
+    "weight": (
+        lambda r, x, m, v: sse(r, x).mean() + weight * kl_of(m, v).mean(),
+        False,
+        "the weight of the KL term moves",
+        "The weight of the KL term is trained",
+    ),
+    "prior": (
+        lambda r, x, m, v: sse(r, x).mean() + kl_of(m - shift, v).mean(),
+        True,
+        "This is the negative ELBO",
+        "They belong to the prior",
+    ),
+    "dispersion": (
+        with_kl(lambda r, x: -summed(distributions.StudentT(4.0, r, weight).log_prob(x))),
+        False,
+        "This may cease to be a negative ELBO",
+        "whether its normaliser changes with them was not checked",
+    ),
+    "nothing": (
+        lambda r, x, m, v: sse(r, x).mean() + kl_of(m, v).mean() + weight,
+        True,
+        "This is the negative ELBO",
+        "No gradient changes with them",
+    ),
+}
+
+
+@pytest.mark.parametrize(("loss_fn", "is_elbo", "verdict", "words"), MOVING.values(), ids=MOVING)
+def test_what_moves_with_trained_parameters_is_said(loss_fn, is_elbo, verdict, words):
+    found = diagnose(loss_fn)
+    assert found.is_elbo == is_elbo
+    assert verdict in found.verdict and words in found.explain()
+    assert weight.item() == 1 and weight.grad is None and not shift.any()
 
 
 # ---- how a loss is called ----

@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-import math
 import numbers
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from vaecourse.diagnosis.explaining import (
     LossDiagnosis,
     advise,
+    say_active,
     say_batch,
     say_call,
     say_divergence,
@@ -25,29 +25,25 @@ from vaecourse.diagnosis.explaining import (
 )
 from vaecourse.diagnosis.probing import (
     FORM,
-    RANDOM,
     Experiment,
     LossFn,
     Prober,
     bind,
+    random_loss,
     run_experiment,
     unchanged_buffers,
 )
 from vaecourse.diagnosis.reading import (
     POSTERIORS,
-    TOLERANCE,
     Divergence,
     Reconstruction,
-    name_rule,
+    judge,
     read_divergence,
     read_parameters,
     read_reconstruction,
 )
 
 __all__ = ["LossDiagnosis", "diagnose_loss"]
-
-_NO_LIKELIHOODS = ("unknown", "huber", "weighted_bernoulli", "smoothed_bernoulli")
-_FREE_SCALES = ("gaussian", "laplace")  # families whose scale absorbs the ratio of the weights
 
 
 def diagnose_loss(
@@ -166,8 +162,8 @@ def _read(prober: Prober, posterior: str | None) -> _Terms:
     if experiment.is_recon_random or (
         experiment.is_random and terms.divergence.kind not in ("single_draw", "noise")
     ):
-        again = experiment.prober.evaluate(experiment.probes[0].point, noise=1).value.item()
-        raise ValueError(RANDOM.format(experiment.probes[0].value.item(), again))
+        again = experiment.prober.evaluate(experiment.probes[0].point, noise=1)
+        raise random_loss(experiment.probes[0], again)
     return terms
 
 
@@ -180,118 +176,38 @@ def _read_once(prober: Prober, pairs: list[tuple[str, str]], posterior: str | No
 def _diagnose(loss_fn: LossFn, terms: _Terms, spectrum: Tensor | None) -> LossDiagnosis:
     experiment, recon, kl = terms.experiment, terms.reconstruction, terms.divergence
     prober = experiment.prober
-    sizes = (prober.data_dim, prober.latent_dim)
-    rules = {"reconstruction": name_rule(recon.ratio), "KL": name_rule(kl.ratio)}
-    known = {term: rule for term, rule in rules.items() if rule is not None}
-    recon_weight = None
-    if recon.kind != "mixed":  # whose numbers have weights of their own
-        recon_weight = _weight_per_example(recon.factor, rules["reconstruction"], prober.batch_size)
-    kl_weight = _weight_per_example(kl.factor, rules["KL"], prober.batch_size)
-    if recon.family.startswith("gaussian") and recon_weight is not None:
-        recon_weight /= 2  # the derivative of a square has a factor 2
-    scale, beta = _scale_and_beta(recon, kl)
     parameters = read_parameters(experiment, loss_fn, recon, kl)
-    trained_beta = None
-    if parameters is not None and parameters.normalizer is not None and kl.factor is not None:
-        is_there = abs(parameters.normalizer) > 1e-6 * abs(recon.factor or 1)
-        trained_beta = kl.factor / parameters.normalizer if is_there else math.inf
-    is_elbo = _is_elbo(recon, kl, scale, beta, is_one_rule=len(set(rules.values())) == 1)
-    if parameters is not None and parameters.moves not in ("nothing", "prior"):
-        is_elbo = is_elbo and trained_beta is not None and math.isclose(trained_beta, 1, rel_tol=1e-3)
+    found = judge(recon, kl, parameters, prober.batch_size)
+    num_active = None
+    if spectrum is not None and (recon.family, recon.parameterization) == ("gaussian", "loc") and found.beta:
+        num_active = min(int((spectrum > found.beta).sum()), prober.latent_dim)
     evidence = [
         *say_reconstruction(recon, prober.data_dim),
         *say_divergence(kl),
-        *say_weights(recon.family, recon_weight, kl_weight, *sizes),
-        *say_batch(known, prober.batch_size, experiment.larger is not None),
-        *(say_parameters(parameters, trained_beta) if parameters is not None else ()),
+        *say_weights(recon.family, found, prober.data_dim, prober.latent_dim),
+        *say_batch(found, prober.batch_size, experiment.larger is not None),
+        *say_parameters(parameters, found.trained_beta),
         *say_call(experiment),
+        *say_active(num_active, prober.latent_dim, found.beta),
     ]
-    num_active = None
-    if (
-        spectrum is not None
-        and recon.family == "gaussian"
-        and recon.parameterization == "loc"
-        and beta is not None
-    ):
-        num_active = min(int((spectrum > beta).sum()), prober.latent_dim)
-        evidence.append(
-            f"A linear VAE would use {num_active} of its {prober.latent_dim} latents: those whose eigenvalue "
-            f"of the data's covariance exceeds the variance {beta:.6g}."
-        )
     is_read = (recon.factor is not None and kl.fault is None) or kl.kind == "missing"
     form = recon.parameterization
     return LossDiagnosis(
         family=recon.family,
-        scale=scale,
-        beta=beta,
+        scale=found.scale,
+        beta=found.beta,
         parameterization="probabilities" if form == "symmetric" else form,
         posterior=kl.posterior,
-        batch_reduction=_name_reduction(known) if is_read else "unknown",
-        is_elbo=is_elbo,
+        batch_reduction=found.batch_reduction if is_read else "unknown",
+        is_elbo=found.is_elbo,
         kl_fault=kl.fault,
-        recon_weight=recon_weight,
-        kl_weight=kl_weight,
+        recon_weight=found.recon_weight,
+        kl_weight=found.kl_weight,
         num_active=num_active,
-        verdict=say_verdict(recon, kl, scale, beta, trained_beta, is_elbo),
+        verdict=say_verdict(recon, kl, found),
         evidence=tuple(evidence),
-        advice=tuple(advise(recon, kl, scale, beta, trained_beta, is_mixed=len(set(known.values())) > 1)),
+        advice=tuple(advise(recon, kl, found)),
     )
-
-
-def _scale_and_beta(recon: Reconstruction, kl: Divergence) -> tuple[float | None, float | None]:
-    if recon.factor is None or kl.factor is None or recon.family in _NO_LIKELIHOODS:
-        return None, None
-    ratio = kl.factor / recon.factor
-    weights = recon.values.get("weights")
-    if recon.family == "student_t":
-        freedom = 1 / ratio - 1
-        return (math.sqrt(recon.values["spread"] / freedom) if freedom > TOLERANCE else None), None
-    if recon.kind in ("mixed", "correlated"):
-        return None, None
-    if weights is not None and not _is_mask(weights):
-        return None, None
-    base = recon.values.get("family", recon.family)
-    return {"gaussian": math.sqrt(ratio), "laplace": ratio}.get(base), ratio
-
-
-def _is_mask(weights: Tensor) -> bool:
-    return bool(((weights == 0) | (weights > 1 - 10 * TOLERANCE)).all())
-
-
-def _is_elbo(
-    recon: Reconstruction, kl: Divergence, scale: float | None, beta: float | None, *, is_one_rule: bool
-) -> bool:
-    """Whether the weights of both terms are those of a negative ELBO, at any size of the batch."""
-    if kl.factor is None or recon.factor is None or recon.family in _NO_LIKELIHOODS:
-        return False
-    base = recon.values.get("family", recon.family)
-    if recon.kind == "floored" or (base == "multinomial" and recon.parameterization == "probabilities"):
-        return False  # nothing makes recon_x add up to 1
-    if recon.kind == "mixed":
-        fixed = [part for part in recon.values["parts"] if part.family not in _FREE_SCALES]
-        ratios = [part.weights * recon.factor / kl.factor for part in fixed]
-        is_normal = ("multinomial", "probabilities") not in [(p.family, p.parameterization) for p in fixed]
-        is_matched = all(bool(((ratio - 1).abs() < 10 * TOLERANCE).all()) for ratio in ratios)
-        return is_normal and is_matched and (is_one_rule or not fixed)
-    if recon.family == "student_t":
-        return scale is not None and is_one_rule
-    if recon.kind == "correlated" or base in _FREE_SCALES:
-        return True
-    return beta is not None and abs(beta - 1) < 10 * TOLERANCE and is_one_rule
-
-
-def _name_reduction(rules: dict[str, str]) -> str:
-    """One name for the reductions of the terms, or each with its term where they differ."""
-    if len(set(rules.values())) == 2:
-        return ", ".join(f"{rule} of the {term} term" for term, rule in rules.items())
-    return next(iter(rules.values()), "unknown")
-
-
-def _weight_per_example(factor: float | None, rule: str | None, batch_size: int) -> float | None:
-    """Weight in the loss of one example, where the reduction over the batch is known."""
-    if factor is None or rule not in ("mean", "sum"):
-        return None
-    return factor * batch_size if rule == "mean" else factor
 
 
 def _check_size(name: str, size: object) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from vaecourse.diagnosis.explaining.divergence import say_divergence
 from vaecourse.diagnosis.explaining.loss import (
     advise,
+    say_active,
     say_batch,
     say_call,
     say_parameters,
@@ -18,6 +19,7 @@ from vaecourse.diagnosis.explaining.reconstruction import say_reconstruction
 __all__ = [
     "LossDiagnosis",
     "advise",
+    "say_active",
     "say_batch",
     "say_call",
     "say_divergence",

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from vaecourse.diagnosis.explaining.names import POSTERIOR_NAMES, name_family
 from vaecourse.diagnosis.probing import ROLES, Experiment
-from vaecourse.diagnosis.reading import TOLERANCE, Divergence, Parameters, Reconstruction
+from vaecourse.diagnosis.reading import TOLERANCE, Divergence, Judgement, Parameters, Reconstruction
 
 _LAMBDAS = {
     "log_scale": "0.5 * logvar",
@@ -32,19 +32,12 @@ _MOVES = {
 # ---- the verdict ----
 
 
-def say_verdict(
-    recon: Reconstruction,
-    kl: Divergence,
-    scale: float | None,
-    beta: float | None,
-    trained_beta: float | None,
-    is_elbo: bool,
-) -> str:
+def say_verdict(recon: Reconstruction, kl: Divergence, found: Judgement) -> str:
     """Say what the loss is, after what its fourth argument must be for that."""
-    if trained_beta is not None and not is_elbo:
-        statement = _say_training(name_family(recon.family), trained_beta)
+    if found.ceases is not None:
+        statement = _say_training(name_family(recon.family), found)
     else:
-        statement = _say_what_it_is(recon, kl, scale, beta, is_elbo)
+        statement = _say_what_it_is(recon, kl, found)
     if kl.fault is not None or kl.posterior in (None, "logvar"):
         return statement
     reading = f"Your fourth argument is {POSTERIOR_NAMES.get(kl.posterior or '')}: read so, "
@@ -53,18 +46,21 @@ def say_verdict(
     return reading + statement[0].lower() + statement[1:]
 
 
-def _say_training(name: str, trained_beta: float) -> str:
-    if not math.isfinite(trained_beta):
+def _say_training(name: str, found: Judgement) -> str:
+    if found.ceases == "weight":
+        return f"This is not a negative ELBO of {name} while it is trained: the weight of the KL term moves."
+    if found.trained_beta is None:
+        return f"This may cease to be a negative ELBO: training moves the parameters of {name}."
+    if math.isinf(found.trained_beta):
         return f"This is not a negative ELBO: {name} has a trained scale without its logarithm."
     return (
-        f"With {name} whose scale is trained, this is a beta-VAE objective, beta = {trained_beta:.6g}; "
+        f"With {name} whose scale is trained, this is a beta-VAE objective, beta = {found.trained_beta:.6g}; "
         "it is not a negative ELBO."
     )
 
 
-def _say_what_it_is(
-    recon: Reconstruction, kl: Divergence, scale: float | None, beta: float | None, is_elbo: bool
-) -> str:
+def _say_what_it_is(recon: Reconstruction, kl: Divergence, found: Judgement) -> str:
+    scale, beta, is_elbo = found.scale, found.beta, found.is_elbo
     name = name_family(recon.family)
     if not recon.is_known:
         return "This is not a negative ELBO of any likelihood that I know."
@@ -102,8 +98,6 @@ def _say_what_it_is(
             "This is not a negative ELBO: the weights of the parts of its likelihood do not match that of "
             "the KL term."
         )
-    if beta is not None:
-        return f"This may cease to be a negative ELBO: training moves the parameters of {name}."
     return f"This is not a negative ELBO, since its reconstruction term is {name}."
 
 
@@ -137,11 +131,12 @@ def say_call(experiment: Experiment) -> Iterator[str]:
 # ---- the batch, the weights, the parameters ----
 
 
-def say_batch(rules: dict[str, str], batch_size: int, is_seen: bool) -> Iterator[str]:
+def say_batch(found: Judgement, batch_size: int, is_seen: bool) -> Iterator[str]:
     """Say how the batch is reduced, where the terms differ or nothing was seen."""
+    rules = found.rules
     if not is_seen:
         yield f"The loss accepts batches of {batch_size} only; how it reduces them is unknown."
-    elif len(set(rules.values())) == 2:
+    elif not found.has_one_rule:
         both = " and ".join(f"the {rule} of the {term} term" for term, rule in rules.items())
         yield (
             f"Over the batch the loss takes {both}. So beta changes with the batch size; the values here are "
@@ -152,10 +147,9 @@ def say_batch(rules: dict[str, str], batch_size: int, is_seen: bool) -> Iterator
             yield f"Over the batch the {term} term is neither averaged nor summed ({rule})."
 
 
-def say_weights(
-    family: str, recon_weight: float | None, kl_weight: float | None, data_dim: int, latent_dim: int
-) -> Iterator[str]:
+def say_weights(family: str, found: Judgement, data_dim: int, latent_dim: int) -> Iterator[str]:
     """Say what the weights are, and which habit of writing code gives such weights."""
+    recon_weight, kl_weight = found.recon_weight, found.kl_weight
     error = {"gaussian": "squared error", "laplace": "absolute error", "bernoulli": "cross-entropy"}.get(
         family
     )
@@ -177,8 +171,10 @@ def _weight_sentence(name: str, weight: float, habits: list[tuple[float, str]]) 
     return f"The {name} has the weight {weight:.6g}" + (f" ({causes[0]})." if causes else ".")
 
 
-def say_parameters(parameters: Parameters, trained_beta: float | None) -> Iterator[str]:
+def say_parameters(parameters: Parameters | None, trained_beta: float | None) -> Iterator[str]:
     """Say which trainable parameters the loss holds, and what moves with them."""
+    if parameters is None:
+        return
     yield f"The loss holds trainable parameters ({', '.join(parameters.names)}), which were held fixed here."
     if parameters.moves == "scale" and trained_beta is not None:
         yield "One of them is the scale of the likelihood, which moves during training."
@@ -192,6 +188,15 @@ def say_parameters(parameters: Parameters, trained_beta: float | None) -> Iterat
         yield _MOVES[parameters.moves]
 
 
+def say_active(num_active: int | None, latent_dim: int, variance: float | None) -> Iterator[str]:
+    """Say how many latents a linear VAE would use, where that was counted."""
+    if num_active is not None:
+        yield (
+            f"A linear VAE would use {num_active} of its {latent_dim} latents: those whose eigenvalue of the "
+            f"data's covariance exceeds the variance {variance:.6g}."
+        )
+
+
 # ---- what to change ----
 
 _CLOSED_FORM = "kl = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).sum(1)"
@@ -203,21 +208,15 @@ _UNITS = {
 }
 
 
-def advise(
-    recon: Reconstruction,
-    kl: Divergence,
-    scale: float | None,
-    beta: float | None,
-    trained_beta: float | None,
-    is_mixed: bool,
-) -> Iterator[str]:
+def advise(recon: Reconstruction, kl: Divergence, found: Judgement) -> Iterator[str]:
     """Say which line of code to change, and to what."""
+    scale, beta, trained_beta = found.scale, found.beta, found.trained_beta
     if kl.fault is None and (form := _LAMBDAS.get(kl.posterior or "")) is not None:
         yield (
             f"To call it with a log-variance: lambda recon_x, x, mu, logvar: loss_fn(recon_x, x, mu, {form})"
         )
     yield from _advise_on_divergence(kl)
-    if is_mixed:
+    if not found.has_one_rule:
         yield "Reduce both terms over the batch in the same way: .sum(1).mean() for each."
     elif scale is not None and recon.family in _UNITS and trained_beta is None:
         symbol, formula = _UNITS[recon.family]
@@ -241,11 +240,13 @@ def advise(
 
 def _advise_on_parts(recon: Reconstruction, kl_factor: float) -> Iterator[str]:
     """Say by how much to multiply the parts whose likelihood has no free scale."""
+    factors: dict[str, None] = {}  # each once, in their order
     for part in recon.values["parts"]:
         ratio = kl_factor / (float(part.weights[0]) * (recon.factor or math.nan))
         is_one = bool((part.weights - part.weights[0]).abs().max() <= 10 * TOLERANCE * part.weights[0])
         if part.family not in ("gaussian", "laplace") and is_one and not math.isclose(ratio, 1, rel_tol=1e-3):
-            yield f"For beta = 1, multiply the {part.family} part by {ratio:.6g}."
+            factors[f"For beta = 1, multiply the {part.family} part by {ratio:.6g}."] = None
+    yield from factors
 
 
 def _advise_on_divergence(kl: Divergence) -> Iterator[str]:

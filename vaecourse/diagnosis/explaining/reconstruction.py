@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vaecourse.diagnosis.explaining.names import PLACES, name_family
-from vaecourse.diagnosis.reading import TOLERANCE, Reconstruction
+from vaecourse.diagnosis.reading import Reconstruction, is_mask
 
 # By kind.  {name}: the likelihood with what recon_x is in it.
 _RECONSTRUCTION = {
@@ -157,7 +157,7 @@ def say_reconstruction(found: Reconstruction, data_dim: int) -> Iterator[str]:
         values["target"] = f"{values['share']:.4g} x {sign} {abs(values['offset']):.4g}"
     if kind in ("per_element", "per_example"):
         weights: Tensor = values["weights"]
-        if bool(((weights == 0) | (weights > 1 - 10 * TOLERANCE)).all()) and kind == "per_element":
+        if is_mask(weights) and kind == "per_element":
             kind = "mask"
             values |= {"counted": int((weights != 0).sum()), "dim": data_dim}
         values["low"] = float(weights.min())

@@ -11,17 +11,16 @@ from vaecourse.diagnosis.probing.calling import (
     unchanged_buffers,
 )
 from vaecourse.diagnosis.probing.experiment import (
-    RANDOM,
     Experiment,
     find_parameters,
     probe_positive,
+    random_loss,
     run_experiment,
 )
 from vaecourse.diagnosis.probing.probes import REGIONS, Probe, Prober
 
 __all__ = [
     "FORM",
-    "RANDOM",
     "REGIONS",
     "ROLES",
     "Binding",
@@ -34,6 +33,7 @@ __all__ = [
     "closure_of",
     "find_parameters",
     "probe_positive",
+    "random_loss",
     "run_experiment",
     "unchanged_buffers",
 ]

@@ -106,15 +106,18 @@ def _find_randomness(prober: Prober, first: Probe) -> tuple[bool, bool]:
     if _is_repeated(first, prober.evaluate(first.point)):
         other = prober.evaluate(first.point, noise=1)
         return not _is_repeated(first, other), not _is_same(first.by_recon, other.by_recon)
-    raise ValueError(RANDOM.format(first.value.item(), prober.evaluate(first.point).value.item()))
+    raise random_loss(first, prober.evaluate(first.point))
 
 
-RANDOM = (
-    "loss_fn is random or keeps a state between calls (annealing, a moving average): the same arguments "
-    "gave {} and then {}; expected a function of its arguments alone. If it estimates the KL term from draws "
-    "of z, diagnose it with the closed form, 0.5 * (mu**2 + logvar.exp() - 1 - logvar).sum(1); if it draws "
-    "noise or counts steps otherwise, pass these as arguments and bind them in a lambda"
-)
+def random_loss(before: Probe, after: Probe) -> ValueError:
+    """Error about a loss that gave two values at one point."""
+    return ValueError(
+        "loss_fn is random or keeps a state between calls (annealing, a moving average): the same arguments "
+        f"gave {before.value.item()} and then {after.value.item()}; expected a function of its arguments "
+        "alone. If it estimates the KL term from draws of z, diagnose it with the closed form, "
+        "0.5 * (mu**2 + logvar.exp() - 1 - logvar).sum(1); if it draws noise or counts steps otherwise, pass "
+        "these as arguments and bind them in a lambda"
+    )
 
 
 def _is_repeated(first: Probe, second: Probe) -> bool:
