@@ -691,6 +691,12 @@ NO_ELBOS = {
     "mixed-beta": with_kl(
         lambda r, x: sse(r[:, :9], x[:, :9]).mean() + 2 * each(bce_with_logits, r[:, 9:], x[:, 9:])
     ),
+    "mixed-capped": with_kl(
+        lambda r, x: (
+            summed(bce_with_logits(r[:, :40], x[:, :40], reduction="none").clamp(max=5))
+            + F.cross_entropy(r[:, 40:], x[:, 40:])
+        )
+    ),
     "mixed-unknown": with_kl(
         lambda r, x: sse(r[:, :40], x[:, :40]).mean() + summed((r[:, 40:] - x[:, 40:]).pow(4))
     ),

@@ -114,14 +114,16 @@ def _probe_beyond(experiment: Experiment, found: Reconstruction) -> Probe | None
     """Probe with recon_x far from (0, 1), column by column as far as it may go there."""
     if found.parameterization == "loc_and_scale":
         return _probe_scales_beyond(experiment, found)
-    places = {part.parameterization: part.columns for part in found.values.get("parts", ())}
-    places = places or {found.parameterization: slice(None)}
-    regions = {_BEYOND[place]: columns for place, columns in places.items() if place in _BEYOND}
+    parts = found.values.get("parts")
+    places = [(found.parameterization or "", slice(None))]
+    if parts is not None:
+        places = [(part.parameterization, part.columns) for part in parts]
+    regions = [(_BEYOND[place], columns) for place, columns in places if place in _BEYOND]
     if not regions or found.kind == "huber":
         return None
     prober = experiment.prober
     point = prober.draw("narrow", prober.batch_size)
-    for region, columns in regions.items():
+    for region, columns in regions:
         point["recon_x"][:, columns] = prober.draw(region, prober.batch_size)["recon_x"][:, columns]
     try:
         return prober.evaluate(point)
