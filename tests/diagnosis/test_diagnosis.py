@@ -472,7 +472,10 @@ def test_html_is_a_table_without_unescaped_text():
     page = found._repr_html_()
     assert page.startswith("<table>") and page.count("<tr>") == page.count("</tr>") == 7
     assert "<td>gaussian</td>" in page and "<td>yes</td>" in page
-    odd = LossDiagnosis(**{**vars(found), "kl_fault": "<script>"})
+    assert page.index("standard deviation 1,") < page.index("<td>") < page.index("has the weight")
+    odd = LossDiagnosis(
+        **{**vars(found), "kl_fault": "<script>", "verdict": "<script>", "advice": ("<script>",)}
+    )
     assert "<script>" not in odd._repr_html_()
 
 

@@ -7,7 +7,7 @@ from tests.diagnosis.public_losses import PUBLIC
 from vaecourse.diagnosis import diagnose_loss
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", [*FOUND.values(), *PUBLIC.values()], ids=[*FOUND, *PUBLIC])
 def test_loss_is_read_as_derived(case: Found, seed):
     diagnosis = diagnose_loss(case.loss_fn, data_dim=case.data_dim, latent_dim=case.latent_dim, seed=seed)

@@ -124,7 +124,8 @@ class LossDiagnosis:
             f"<tr><th scope='row'>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
             for name, value in rows.items()
         )
-        verdict = f"<p><strong>{html.escape(self.verdict)}</strong></p>"
+        style = "caption-side: top; text-align: left; font-weight: bold"
+        caption = f"<caption style='{style}'>{html.escape(self.verdict)}</caption>"
         evidence = "".join(f"<p>{html.escape(line)}</p>" for line in self.evidence)
         advice = "".join(f"<li>{html.escape(line)}</li>" for line in self.advice)
-        return f"<table>{body}</table>{verdict}{evidence}" + (f"<ul>{advice}</ul>" if advice else "")
+        return f"<table>{caption}{body}</table>{evidence}" + (f"<ul>{advice}</ul>" if advice else "")

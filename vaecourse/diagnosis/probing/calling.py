@@ -167,6 +167,8 @@ def unchanged_buffers(loss_fn: LossFn) -> Iterator[None]:
 def choose(returned: Any, output: str | int | None) -> tuple[Any, str | None]:
     """Return the loss in what was returned, and which item that was, if it was not alone."""
     if output is not None:
+        if isinstance(returned, tuple | list) and str(output).isdigit():
+            output = int(output)  # as a command line gives it
         try:
             if isinstance(output, str) and not isinstance(returned, Mapping):
                 return getattr(returned, output), repr(output)
