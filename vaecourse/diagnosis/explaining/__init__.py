@@ -124,7 +124,7 @@ class LossDiagnosis:
             f"<tr><th scope='row'>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
             for name, value in rows.items()
         )
-        style = "caption-side: top; text-align: left; font-weight: bold"
+        style = "caption-side: top; text-align: left; font-weight: bold; color: inherit"
         caption = f"<caption style='{style}'>{html.escape(self.verdict)}</caption>"
         evidence = "".join(f"<p>{html.escape(line)}</p>" for line in self.evidence)
         advice = "".join(f"<li>{html.escape(line)}</li>" for line in self.advice)
