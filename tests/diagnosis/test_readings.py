@@ -613,6 +613,12 @@ def pair_of_outputs(r, x, m, v):
     return (sse(mean / scale, x / scale) + kl_of(m, v)).mean()
 
 
+def test_sum_of_products_is_no_accusation():
+    found = diagnose(lambda recon_x, x, mu, logvar: kl_of(mu, logvar).mean() - summed(x * recon_x))
+    assert (found.family, found.is_elbo) == ("unknown", False)
+    assert "With recon_x as log-probabilities, as after log_softmax" in found.explain()
+
+
 REFUSED = {
     "an-argument-more": (
         lambda r, x, m, v, beta: elbo(r, x, m, v),

@@ -268,9 +268,8 @@ def _advise_on_divergence(kl: Divergence) -> Iterator[str]:
         )
     elif kl.kind == "allowance":
         yield (
-            "For an ELBO, leave out "
-            f"{kl.values['name'].replace('free', 'the free').replace('a c', 'the c')} and give the KL "
-            "divergence the weight 1."
+            f"For an ELBO, leave out the {kl.values['name'].removeprefix('a ')} and give the KL divergence "
+            "the weight 1."
         )
     elif kl.kind == "weights":
         yield f"For an ELBO, give all latents one weight: {_CLOSED_FORM}"

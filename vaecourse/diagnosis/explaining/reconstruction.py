@@ -115,6 +115,11 @@ _RECONSTRUCTION = {
         "The reconstruction term is cross-entropy with prediction and target exchanged: it takes the "
         "logarithm of x. If your arguments come as (x, recon_x), rename them or reorder them in a lambda."
     ),
+    "linear": (
+        "The term is a sum of x * recon_x. With recon_x as log-probabilities, as after log_softmax, its "
+        "negative is the cross-entropy of categories or counts. With recon_x as logits, it is a "
+        "cross-entropy with prediction and target exchanged."
+    ),
     "shifted_logit": (
         "It is a cross-entropy with sigmoid(1 - recon_x) where 1 - sigmoid(recon_x) belongs, and with "
         "ones that weigh {pos_weight:.4g} times as much as zeros. For zeros the logit is shifted by 1."

@@ -73,18 +73,13 @@ def _read(experiment: Experiment) -> Divergence:
                 found = _judge(view, posterior, factor, scale)
                 return found if found.kind != "far" else _describe_fault(views)
     for view, scales in zip(views, tables, strict=True):
-        for posterior, scale, constant in _inexact(scales):
+        for posterior, scale in _inexact(scales):
             if (factor := _factor(view, scale, ("narrow", "close"))) is None:
                 continue
             wide, misfit = Slopes.of(view.regions["wide"]).fit_mean()
             if fits(misfit) and math.isclose(wide, factor, rel_tol=10 * TOLERANCE):
                 found = _judge(view, posterior, factor, scale)
-                values = {"constant": constant} if constant else {}
-                return (
-                    dataclasses.replace(found, values=values)
-                    if found.kind != "far"
-                    else _describe_fault(views)
-                )
+                return found if found.kind != "far" else _describe_fault(views)
     return _describe_fault(views)
 
 
@@ -98,12 +93,12 @@ def _factor(view: Experiment, scale: Callable[[Tensor], Tensor], regions: Iterab
 
 def _inexact(
     scales: dict[str, Callable[[Tensor], Tensor]],
-) -> Iterator[tuple[str, Callable[[Tensor], Tensor], float]]:
+) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
     """Meanings of raw outputs, and those to which code adds a small constant."""
     for constant in (0.0, 1e-3, 1e-2):
         for posterior, scale in scales.items():
             if constant or posterior not in EXACT:
-                yield posterior, _shifted(scale, constant), constant
+                yield posterior, _shifted(scale, constant)
 
 
 def _shifted(scale: Callable[[Tensor], Tensor], constant: float) -> Callable[[Tensor], Tensor]:
@@ -164,7 +159,7 @@ def _describe_fault(views: list[Experiment]) -> Divergence:
             if (found := describe(view)) is not None:
                 return found
     slopes = Slopes.of(views[0].probes)
-    mu_misfit = fit([(slopes.by_mu, slopes.mu)])[1]
+    mu_misfit = slopes.fit_mean()[1]
     targets = [0.5 * (a - b) for a, b in (slopes_of(scale, slopes.v) for scale in SIGNED.values())]
     v_misfit = min(fit([(slopes.by_v, target)])[1] for target in targets)
     parts = [name for name, misfit in (("mu", mu_misfit), ("logvar", v_misfit)) if not fits(misfit)]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vaecourse.diagnosis.probing import Experiment, LossError, Probe
+from vaecourse.diagnosis.probing import Probe
 
 Nll = Callable[[Tensor, Tensor], Tensor]  # of recon_x and x, for each number or already summed
 
@@ -97,14 +97,6 @@ class Numbers:
         """Take about so many of them."""
         every = max(1, self.r.numel() // count)
         return Numbers(*(t.flatten()[::every] for t in (self.r, self.x, self.g)))
-
-
-def probe_beyond(experiment: Experiment, region: str) -> Probe | None:
-    """Probe with recon_x far from (0, 1); None where the loss refuses it, so that nothing is to be read."""
-    try:
-        return experiment.prober.probe(region)
-    except LossError:
-        return None
 
 
 def search(numbers: Numbers, shape: Callable[[float], Nll]) -> tuple[float, float]:

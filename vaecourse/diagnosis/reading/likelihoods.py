@@ -19,7 +19,6 @@ from vaecourse.diagnosis.reading.fits import (
     fits,
     gradient_of,
     minimize,
-    probe_beyond,
     search,
     solve,
 )
@@ -220,8 +219,8 @@ def shapes_of_the_error(experiment: Experiment, screen: Numbers) -> Iterator[Rec
     gradient = screen.g[inside][order]
     if (gradient.diff() < -1e-6 * gradient.abs().max()).any():
         return
-    beyond = probe_beyond(experiment, "loc")
-    if beyond is not None and beyond.is_finite:
+    beyond = experiment.prober.try_evaluate(experiment.prober.draw("loc", experiment.prober.batch_size))
+    if beyond is not None:
         yield from huber_candidates(experiment, beyond)
     few = screen.some(2000)
     rate, misfit = search(few, log_cosh)

@@ -51,8 +51,10 @@ def describe_misfit(
 def _find_mistake(experiment: Experiment, screen: Numbers) -> Reconstruction | None:
     r, x, g = screen.r, screen.x, screen.g
     exchanged = (1 - x).log().clamp(min=-100) - x.log().clamp(min=-100)
-    if fits(solve(g, [exchanged])[1]) or fits(solve(g, [x])[1]):  # the second with x as logits
+    if fits(solve(g, [exchanged])[1]):
         return Reconstruction(kind="exchanged")
+    if fits(solve(g, [x])[1]):
+        return Reconstruction(kind="linear")
     (ones, zeros), misfit = solve(g, [x * (r.sigmoid() - 1), (1 - x) * (r - 1).sigmoid()])
     if fits(misfit):
         return Reconstruction(kind="shifted_logit", values={"pos_weight": ones / zeros})

@@ -111,7 +111,7 @@ def grouped(experiment: Experiment) -> Iterator[Reconstruction]:
     columns = every.view(-1, size) if group[1] == 1 else every.view(size, -1).T  # (groups, categories)
     for is_argmax in (False, True):
         family = "categorical" if is_argmax or size < dim else "multinomial"
-        values = {"categories": size, "groups": dim // size, "is_argmax": is_argmax}
+        values = {"categories": size, "groups": dim // size}
         yield Reconstruction(family, "logits", _softmax(columns, is_argmax), kind=family, values=values)
 
 
@@ -210,13 +210,11 @@ def correlated(experiment: Experiment) -> Iterator[Reconstruction]:
         matrix.append(10 * moved.by_recon[: len(some)])
     precision = torch.cat(matrix)
     eigenvalues = torch.linalg.eigvalsh((precision + precision.T) / 2)
-    if (precision - precision.T).norm() <= 1e-6 * precision.norm() and eigenvalues[0] > 1e-8 * eigenvalues[
-        -1
-    ]:
+    is_symmetric = bool((precision - precision.T).norm() <= 1e-6 * precision.norm())
+    if is_symmetric and eigenvalues[0] > 1e-8 * eigenvalues[-1]:
         yield Reconstruction(
             "gaussian_correlated",
             "loc",
             lambda r, x: 0.5 * ((r - x) @ precision * (r - x)).sum(1),
             kind="correlated",
-            values={"precision": precision},
         )
