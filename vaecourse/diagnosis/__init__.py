@@ -179,7 +179,8 @@ def _diagnose(loss_fn: LossFn, terms: _Terms, spectrum: Tensor | None) -> LossDi
     parameters = read_parameters(experiment, loss_fn, recon, kl)
     found = judge(recon, kl, parameters, prober.batch_size)
     num_active = None
-    if spectrum is not None and (recon.family, recon.parameterization) == ("gaussian", "loc") and found.beta:
+    form = (recon.family, recon.parameterization, recon.kind)
+    if spectrum is not None and form == ("gaussian", "loc", "read") and found.beta:
         num_active = min(int((spectrum > found.beta).sum()), prober.latent_dim)
     evidence = [
         *say_reconstruction(recon, prober.data_dim),
@@ -191,12 +192,11 @@ def _diagnose(loss_fn: LossFn, terms: _Terms, spectrum: Tensor | None) -> LossDi
         *say_active(num_active, prober.latent_dim, found.beta),
     ]
     is_read = (recon.factor is not None and kl.fault is None) or kl.kind == "missing"
-    form = recon.parameterization
     return LossDiagnosis(
         family=recon.family,
         scale=found.scale,
         beta=found.beta,
-        parameterization="probabilities" if form == "symmetric" else form,
+        parameterization="probabilities" if recon.parameterization == "symmetric" else recon.parameterization,
         posterior=kl.posterior,
         batch_reduction=found.batch_reduction if is_read else "unknown",
         is_elbo=found.is_elbo,

@@ -218,7 +218,7 @@ def advise(recon: Reconstruction, kl: Divergence, found: Judgement) -> Iterator[
     yield from _advise_on_divergence(kl)
     if not found.has_one_rule:
         yield "Reduce both terms over the batch in the same way: .sum(1).mean() for each."
-    elif scale is not None and recon.family in _UNITS and trained_beta is None:
+    elif scale is not None and recon.family in _UNITS and trained_beta is None and recon.kind != "rescaled":
         symbol, formula = _UNITS[recon.family]
         yield (
             f"{symbol} is in the unit of x. If your x lies in [-1, 1], rescaling it to [0, 1] gives "

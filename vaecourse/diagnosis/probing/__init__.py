@@ -13,6 +13,7 @@ from vaecourse.diagnosis.probing.calling import (
 from vaecourse.diagnosis.probing.experiment import (
     Experiment,
     find_parameters,
+    is_same,
     probe_positive,
     random_loss,
     run_experiment,
@@ -32,6 +33,7 @@ __all__ = [
     "bind",
     "closure_of",
     "find_parameters",
+    "is_same",
     "probe_positive",
     "random_loss",
     "run_experiment",

@@ -105,7 +105,7 @@ def _find_randomness(prober: Prober, first: Probe) -> tuple[bool, bool]:
     """Whether the loss draws random numbers, and whether its reconstruction term does."""
     if _is_repeated(first, prober.evaluate(first.point)):
         other = prober.evaluate(first.point, noise=1)
-        return not _is_repeated(first, other), not _is_same(first.by_recon, other.by_recon)
+        return not _is_repeated(first, other), not is_same(first.by_recon, other.by_recon)
     raise random_loss(first, prober.evaluate(first.point))
 
 
@@ -122,10 +122,11 @@ def random_loss(before: Probe, after: Probe) -> ValueError:
 
 def _is_repeated(first: Probe, second: Probe) -> bool:
     names = ("value", "by_recon", "by_mu", "by_logvar")
-    return all(_is_same(getattr(first, name), getattr(second, name)) for name in names)
+    return all(is_same(getattr(first, name), getattr(second, name)) for name in names)
 
 
-def _is_same(before: Tensor, after: Tensor) -> bool:
+def is_same(before: Tensor, after: Tensor) -> bool:
+    """Whether two values or gradients agree, up to the order of sums."""
     return bool((before - after).norm() <= 1e-6 * before.norm())
 
 

@@ -73,7 +73,9 @@ class _Path:
         mu = torch.zeros_like(first.mu)
         mu[self.rows, self.columns] = math.sqrt(2 * kl)
         neutral = torch.full_like(first.logvar, float(self.view.prober.domain.is_positive))
-        probe = self.view.prober.evaluate({**first.point, "mu": mu, "logvar": neutral})
+        probe = self.view.prober.try_evaluate({**first.point, "mu": mu, "logvar": neutral})
+        if probe is None:  # no slope is equal to this
+            return math.nan, math.nan
         slope = probe.by_mu[self.rows, self.columns].sum() / math.sqrt(2 * kl)
         return probe.value.item(), slope.item()
 

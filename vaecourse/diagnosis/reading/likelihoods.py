@@ -50,14 +50,6 @@ PLAIN: dict[tuple[str, str], Nll] = {
     ("continuous_bernoulli", "logits"): _continuous_bernoulli,
     ("continuous_bernoulli", "probabilities"): lambda r, x: _continuous_bernoulli(r.logit(), x),
 }
-_BEYOND = {
-    "loc": "loc",
-    "logits": "logits",
-    "log_rate": "logits",
-    "rate": "rate",
-    "mean": "rate",
-    "log_mean": "logits",
-}
 _LINKS: dict[str, Callable[[Tensor], Tensor]] = {  # scale, from what a decoder emits beside the mean
     "log-scale": torch.exp,
     "log-variance": lambda s: (0.5 * s).exp(),
@@ -177,8 +169,8 @@ def predicted_scales(probe: Probe) -> Iterator[Reconstruction]:
                 nll = _predicted_scale(family, scale, constant)
                 row = [(probe.by_recon[:1], gradient_of(nll, probe.recon_x[:1], probe.x[:1]))]
                 if fits(fit(row)[1]):
-                    family, form = f"{family}_predicted_scale", "loc_and_scale"
-                    yield Reconstruction(family, form, nll, kind="predicted_scale", values={"link": link})
+                    name, form = f"{family}_predicted_scale", "loc_and_scale"
+                    yield Reconstruction(name, form, nll, kind="predicted_scale", values={"link": link})
 
 
 def _predicted_scale(family: str, link: Callable[[Tensor], Tensor], constant: float) -> Nll:

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vaecourse.diagnosis.probing import Experiment, LossFn, Probe, closure_of, find_parameters, run_experiment
+from vaecourse.diagnosis.probing import (
+    Experiment,
+    LossFn,
+    Probe,
+    closure_of,
+    find_parameters,
+    is_same,
+    run_experiment,
+)
 from vaecourse.diagnosis.reading.divergence import read_divergence
 from vaecourse.diagnosis.reading.fits import Reconstruction, gradient_of
 from vaecourse.diagnosis.reading.likelihoods import PLAIN
@@ -51,11 +59,11 @@ def read_parameters(
                 return Parameters(names, "shape")
             moved.append(probe)
             is_kl = not (
-                _is_same(moved[-1].by_mu, first.by_mu) and _is_same(moved[-1].by_logvar, first.by_logvar)
+                is_same(moved[-1].by_mu, first.by_mu) and is_same(moved[-1].by_logvar, first.by_logvar)
             )
             if is_kl and divergence is None:
                 divergence = read_divergence(run_experiment(prober), None)
-    is_recon = not all(_is_same(probe.by_recon, first.by_recon) for probe in moved)
+    is_recon = not all(is_same(probe.by_recon, first.by_recon) for probe in moved)
     if divergence is None:
         if not is_recon:
             return Parameters(names, "nothing")
@@ -87,10 +95,6 @@ def _moved(parameters: list[Tensor], seed: int) -> Iterator[None]:
         with torch.no_grad():
             for parameter, saved in zip(parameters, before, strict=True):
                 parameter.copy_(saved)
-
-
-def _is_same(before: Tensor, after: Tensor) -> bool:
-    return bool((before - after).norm() <= 1e-6 * before.norm())
 
 
 def _normalizer(first: Probe, moved: Probe, found: Reconstruction) -> float | None:
